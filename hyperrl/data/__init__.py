@@ -1,0 +1,1 @@
+"""Everything that makes or cuts data. Never imports `hyperrl.modules`."""

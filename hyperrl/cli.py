@@ -1,0 +1,241 @@
+"""The command line: ``hyperrl fit | validate | test`` through LightningCLI, and ``hyperrl list``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from rich.console import Console
+from rich.table import Table
+
+from hyperrl import configuration
+from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, FrameProgressBar
+from hyperrl.data.datamodule import MetaDataModule
+from hyperrl.envs import env_descriptions
+from hyperrl.errors import ConfigError, DivergedError, TrackingError
+from hyperrl.modules.meta_ppo import MetaPPO
+from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
+
+_log = logging.getLogger(__name__)
+USAGE_ERROR = 2
+LINKS = ("obs_dim", "action_dim", "num_actions", "num_envs", "frames")
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "logger": {"class_path": "hyperrl.tracking.MLflowLogger"},
+    "max_epochs": -1,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "log_every_n_steps": 1,
+}
+
+
+class Parser(LightningArgumentParser):
+    """A parser that ends in one line on wrong input, naming the nearest valid key."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exits with status 2 and one line."""
+        text = configuration.one_line(message)
+        unknown = re.search(r"(?:Unrecognized arguments?:|does not accept (?:option|nested key)) ['\"]?-*([\w.]+)", text)
+        if unknown:
+            text += configuration.nearest(unknown[1], self._known_keys())
+        sys.stderr.write(f"hyperrl: error: {text}\n")
+        sys.exit(USAGE_ERROR)
+
+    def _known_keys(self) -> set[str]:
+        keys = {str(action.dest) for action in self._actions}
+        return keys | {key.rpartition(".")[2] for key in keys}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps the resolved configuration in every checkpoint and with the run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def _text(self) -> str:
+        return self.parser.dump(self.config, skip_none=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Logs the configuration at the start of training."""
+        for logger in trainer.loggers:
+            if stage == "fit" and isinstance(logger, MLflowLogger):
+                logger.log_config(yaml.safe_load(self._text()), self._text())
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration, so that a checkpoint alone is enough."""
+        checkpoint[configuration.CHECKPOINT_CONFIG] = self._text()
+
+
+class HyperRLCLI(LightningCLI):
+    """LightningCLI for meta-RL: data sizes are linked to the model, and the command line wins over checkpoints."""
+
+    def __init__(self, checkpoint: dict[str, Any] | None, **kwargs: Any) -> None:
+        self.checkpoint = checkpoint
+        super().__init__(MetaPPO, MetaDataModule, **kwargs)
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Training, and evaluation of a checkpoint."""
+        subcommands = LightningCLI.subcommands()
+        return {name: subcommands[name] for name in ("fit", "validate", "test")}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Links what the environment decides to the model; adds the checkpoint's settings."""
+        for name in LINKS:
+            parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/return",
+                "checkpoint.mode": "max",
+                "checkpoint.save_top_k": 2,
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "epoch{epoch}-return{val/return:.2f}",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.save_on_train_epoch_end": True,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would put the checkpoint's hyper-parameters over the command line; ours lie under it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Evaluation reads a finished run: it opens none of its own."""
+        if self.subcommand != "fit":
+            self.config[self.subcommand].trainer.logger = False
+
+    def after_instantiate_classes(self) -> None:
+        """Checks the checkpoint against the model before anything is created, and continues its run."""
+        if self.checkpoint is None:
+            return
+        path = self._get(self.config, "ckpt_path")
+        configuration.check_fits(path, self.checkpoint["state_dict"], self.model.state_dict())
+        if self.subcommand == "fit":
+            for logger in self.trainer.loggers:
+                if isinstance(logger, MLflowLogger) and "tracking" in self.checkpoint:
+                    logger.resume(self.checkpoint["tracking"])
+
+    def after_fit(self) -> None:
+        """Tests the best checkpoint once, on fresh tasks, and says what to do next."""
+        checkpoint = self.trainer.checkpoint_callback
+        best = getattr(checkpoint, "best_model_path", "")
+        if not best or self.trainer.interrupted:
+            return
+        self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, AdaptationTable):
+                callback.summary(self.trainer)
+
+
+def _checkpoint_arguments(args: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """Puts the configuration in ``--ckpt_path``'s checkpoint below all other arguments; it is enough by itself."""
+    path = _option(args, "--ckpt_path")
+    if path is None or not args:
+        return None, args
+    checkpoint = configuration.load_checkpoint(path)
+    config = yaml.safe_load(checkpoint[configuration.CHECKPOINT_CONFIG])
+    for key in ("ckpt_path", "config", "weights_only"):
+        config.pop(key, None)
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
+        yaml.safe_dump(config, file, sort_keys=False)
+    return checkpoint, [args[0], "--config", file.name, *args[1:]]
+
+
+def _option(args: list[str], name: str) -> str | None:
+    """The value of ``name`` in ``args``, written as ``--name value`` or ``--name=value``."""
+    for index, arg in enumerate(args):
+        if arg == name and index + 1 < len(args):
+            return args[index + 1]
+        if arg.startswith(f"{name}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _resolve_configs(args: list[str]) -> list[str]:
+    """Replaces the names of shipped configurations by their paths."""
+    result = list(args)
+    for index, arg in enumerate(args):
+        if arg in ("--config", "-c") and index + 1 < len(args):
+            result[index + 1] = configuration.resolve_config(args[index + 1])
+        elif arg.startswith("--config="):
+            result[index] = "--config=" + configuration.resolve_config(arg.partition("=")[2])
+    return result
+
+
+def _list(args: list[str]) -> None:
+    """``hyperrl list envs | models | experiments``: names and one line on each."""
+    groups = {"models": "model", "experiments": "experiment"}
+    if len(args) != 1 or args[0] not in ("envs", *groups):
+        raise ConfigError(f"list {' '.join(args)}: expected one of envs, models, experiments")
+    if args[0] == "envs":
+        rows = list(env_descriptions().items())
+    else:
+        configs = configuration.shipped_configs(groups[args[0]])
+        rows = [(name, configuration.description(path)) for name, path in configs.items()]
+    table = Table("name", "what it is", box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _callbacks() -> list[Callback]:
+    """What every run has besides the callbacks of its configuration."""
+    return [FrameProgressBar(), FrameBudget(), AdaptationTable(), DivergenceReport(), SystemMetrics(), TrackingState()]
+
+
+def _quiet_libraries() -> None:
+    """Silences warnings that tell a user of HyperRL nothing."""
+    warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|jsonargparse)\b.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    os.environ.setdefault("RL_WARNINGS", "0")
+
+
+def run(args: list[str]) -> HyperRLCLI:
+    """Runs one LightningCLI subcommand with command-line arguments and returns the CLI with its objects.
+
+    Raises:
+        ConfigError: the arguments are wrong in a way that the parser does not see.
+        DivergedError: a loss or parameter became non-finite.
+        TrackingError: the MLflow server or store cannot be used.
+    """
+    checkpoint, args = _checkpoint_arguments(_resolve_configs(args))
+    return HyperRLCLI(
+        checkpoint,
+        args=args,
+        parser_class=Parser,
+        trainer_defaults={**TRAINER_DEFAULTS, "callbacks": _callbacks()},
+        save_config_callback=SaveConfig,
+        auto_configure_optimizers=False,
+        parser_kwargs={"prog": "hyperrl", "description": "Meta-reinforcement learning with hypernetworks."},
+    )
+
+
+def main() -> None:
+    """Entry point of the console script: wrong input ends in one line and exit status 2."""
+    _quiet_libraries()
+    # A console script has no working directory on its path; user classes are named by class path.
+    sys.path.insert(0, str(Path.cwd()))
+    args = sys.argv[1:]
+    try:
+        if args[:1] == ["list"]:
+            _list(args[1:])
+        else:
+            run(args)
+    except (ConfigError, TrackingError, DivergedError) as error:
+        sys.stderr.write(f"hyperrl: error: {configuration.one_line(str(error))}\n")
+        sys.exit(USAGE_ERROR)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Configuration files and checkpoints as the command line sees them: where they are, and what is wrong with them."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hyperrl.errors import ConfigError
+
+CHECKPOINT_CONFIG = "config"
+
+
+def config_root() -> Path:
+    """The directory of the shipped configurations: inside the wheel, or of the repository in an editable install."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def shipped_configs(group: str | None = None) -> dict[str, Path]:
+    """Shipped configurations by name, such as ``experiment/quickstart``; ``group`` keeps those of one directory."""
+    root = config_root()
+    paths = sorted(root.glob(f"{group or '*'}/*.yaml"))
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+
+
+def description(path: Path) -> str:
+    """The first comment line of a configuration file."""
+    first = path.read_text().partition("\n")[0]
+    return first.lstrip("# ") if first.startswith("#") else ""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the name that was probably meant; empty if none is close."""
+    close = difflib.get_close_matches(name, list(names), 1, 0.4)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def resolve_config(name: str) -> str:
+    """Finds a configuration by path, or by the name of a shipped one.
+
+    Args:
+        name: a path; or ``experiment/quickstart``, or ``configs/experiment/quickstart.yaml`` from anywhere.
+
+    Returns:
+        The path of an existing file.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = shipped_configs()
+    key = name.removeprefix("configs/").removesuffix(".yaml")
+    if key in shipped:
+        return str(shipped[key])
+    raise ConfigError(f"--config {name}: no such file, and no shipped configuration of that name{nearest(key, shipped)}")
+
+
+def load_checkpoint(path: str) -> dict[str, Any]:
+    """Reads a checkpoint (tensors are mapped, not copied).
+
+    Raises:
+        ConfigError: the file is missing, or not a checkpoint of HyperRL.
+    """
+    if not Path(path).is_file():
+        raise ConfigError(f"--ckpt_path {path}: no such file; expected a checkpoint (.ckpt)")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch.load raises whatever its parsers raise
+        raise ConfigError(f"--ckpt_path {path}: not a readable checkpoint ({type(error).__name__})") from error
+    if not isinstance(checkpoint, dict) or CHECKPOINT_CONFIG not in checkpoint:
+        raise ConfigError(f"--ckpt_path {path}: not a checkpoint of hyperrl; expected one that `hyperrl fit` wrote")
+    return checkpoint
+
+
+def check_fits(path: str, saved: dict[str, torch.Tensor], model: dict[str, torch.Tensor]) -> None:
+    """Refuses a checkpoint of another model, naming the first parameter that differs.
+
+    Args:
+        path: the checkpoint's path, for the message.
+        saved: parameters and buffers in the checkpoint.
+        model: parameters and buffers of the configured model.
+
+    Raises:
+        ConfigError: a name or a shape differs.
+    """
+    for name in sorted(saved.keys() | model.keys()):
+        found, expected = (tuple(state[name].shape) if name in state else "none" for state in (saved, model))
+        if found != expected:
+            raise ConfigError(
+                f"--ckpt_path {path} is of another model: {name} has shape {found} there; expected {expected}, as "
+                "configured"
+            )
+
+
+def one_line(message: str) -> str:
+    """Condenses a parser's message to its innermost reason, on one line."""
+    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
+    return re.sub(r"\s+", " ", "; ".join(lines)).strip()

@@ -1,0 +1,167 @@
+"""The data side of a run: environments, collection, and evaluation on fresh tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from tensordict import TensorDict, TensorDictBase
+
+from hyperrl.data.rollouts import RolloutStream, evaluate
+from hyperrl.envs import MetaEnv, landmarks, make_env
+from hyperrl.errors import ConfigError
+from hyperrl.seeding import derive_seed, run_seed
+
+
+class MetaDataModule(LightningDataModule):
+    """Owns the environments and the collector; its state is in the checkpoint, so that a run resumes exactly.
+
+    Args:
+        env: environment id, such as GridNavi-v0; `hyperrl list envs` shows all.
+        env_options: options of the environment that differ from the id's.
+        episodes_per_task: episodes K per task; null takes the environment's own.
+        num_envs: parallel environments (tasks seen at once) of this process.
+        steps_per_rollout: steps T of each environment between two updates.
+        frames: environment steps to train for, over all environments.
+        rollouts_per_epoch: rollouts between two validations (and checkpoints).
+        val_tasks: fresh tasks of each validation.
+        test_tasks: fresh tasks of a test.
+        eval_episodes_per_task: episodes per task in validation and test; null takes those of training.
+    """
+
+    def __init__(
+        self,
+        env: str = "GridNavi-v0",
+        env_options: dict[str, Any] | None = None,
+        episodes_per_task: int | None = None,
+        num_envs: int = 16,
+        steps_per_rollout: int = 60,
+        frames: int = 4_000_000,
+        rollouts_per_epoch: int = 50,
+        val_tasks: int = 128,
+        test_tasks: int = 512,
+        eval_episodes_per_task: int | None = None,
+    ) -> None:
+        super().__init__()
+        counts = {
+            "num_envs": num_envs,
+            "steps_per_rollout": steps_per_rollout,
+            "frames": frames,
+            "rollouts_per_epoch": rollouts_per_epoch,
+            "val_tasks": val_tasks,
+            "test_tasks": test_tasks,
+        }
+        for name, value in counts.items():
+            if value < 1:
+                raise ConfigError(f"data.{name} is {value}; expected at least 1")
+        self.env_id, self.num_envs, self.steps_per_rollout = env, num_envs, steps_per_rollout
+        self.frames, self.rollouts_per_epoch = frames, rollouts_per_epoch
+        self.num_tasks = {"val": val_tasks, "test": test_tasks}
+        options = dict(env_options or {})
+        if episodes_per_task is not None:
+            options["episodes_per_task"] = episodes_per_task
+        self.options = options
+        self.eval_options = options if eval_episodes_per_task is None else {**options, "episodes_per_task": eval_episodes_per_task}
+        example = make_env(env, 1, **options)
+        self.obs_dim, self.action_dim, self.num_actions = example.obs_dim, example.action_dim, example.num_actions
+        self.landmarks = landmarks(env) if not env_options else {}
+        self.stream: RolloutStream | None = None
+        self._pending: dict[str, Any] | None = None
+
+    @property
+    def rollout_metrics(self) -> dict[str, float]:
+        """Metrics of the last collected rollout."""
+        return self.stream.metrics if self.stream is not None else {}
+
+    def _make_env(self, purpose: str, num_envs: int, options: dict[str, Any], index: int = 0) -> MetaEnv:
+        assert self.trainer is not None
+        seed = derive_seed(run_seed(), purpose, self.trainer.global_rank, index)
+        return make_env(self.env_id, num_envs, seed=seed, device=self.trainer.strategy.root_device, **options)
+
+    # Training
+
+    def train_dataloader(self) -> RolloutLoader:
+        """A loader of rollouts; the collector behind it is built once and goes on from epoch to epoch."""
+        assert self.trainer is not None
+        if self.stream is None:
+            env = self._make_env("train", self.num_envs, self.options)
+            seed = derive_seed(run_seed(), "actions", self.trainer.global_rank)
+            self.stream = RolloutStream(env, self.trainer.lightning_module.actor, self.steps_per_rollout, seed)
+            if self._pending is not None:
+                self.stream.load_state_dict(self._pending)
+                self._pending = None
+        return RolloutLoader(self)
+
+    def collect(self) -> TensorDictBase:
+        """Collects one rollout with the current parameters, under the trainer's precision."""
+        assert self.trainer is not None
+        assert self.stream is not None
+        # Lightning iterates loaders outside its precision context; acting must compute as learning does.
+        with self.trainer.precision_plugin.forward_context():
+            return self.stream.collect()
+
+    # Evaluation
+
+    def val_dataloader(self) -> EvaluationLoader:
+        """One batch: the returns on fresh tasks."""
+        return EvaluationLoader(self, "val")
+
+    def test_dataloader(self) -> EvaluationLoader:
+        """One batch: the returns on tasks that neither training nor validation has drawn."""
+        return EvaluationLoader(self, "test")
+
+    def evaluate(self, stage: str) -> TensorDict:
+        """Plays fresh tasks with the current parameters, seeded by the stage and the frames trained so far."""
+        assert self.trainer is not None
+        module = self.trainer.lightning_module
+        env = self._make_env(stage, self.num_tasks[stage], self.eval_options, module.frames)
+        with self.trainer.precision_plugin.forward_context():
+            return evaluate(env, module.actor(torch.Generator(env.device)))
+
+    # Checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the rollout stream, per rank."""
+        return {"stream": self.stream.state_dict()} if self.stream is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state for the collector, which exists only once training starts."""
+        self._pending = state_dict.get("stream")
+
+
+class RolloutLoader:
+    """One epoch of rollouts. It has a length because Lightning prefetches from loaders without one.
+
+    Args:
+        data: the data module.
+    """
+
+    def __init__(self, data: MetaDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        return self.data.rollouts_per_epoch
+
+    def __iter__(self) -> Iterator[TensorDictBase]:
+        for _ in range(len(self)):
+            yield self.data.collect()
+
+
+class EvaluationLoader:
+    """A single batch with the returns of one evaluation.
+
+    Args:
+        data: the data module.
+        stage: ``val`` or ``test``.
+    """
+
+    def __init__(self, data: MetaDataModule, stage: str) -> None:
+        self.data, self.stage = data, stage
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        yield self.data.evaluate(self.stage)

@@ -1,0 +1,123 @@
+"""Rollouts: a TorchRL collector whose stream can be saved and continued exactly, and evaluation on fresh tasks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs.utils import ExplorationType, set_exploration_type
+
+from hyperrl import keys
+from hyperrl.envs import MetaEnv
+from hyperrl.metrics import EpisodeReturns
+
+ActorFactory = Callable[[torch.Generator], Callable[[TensorDictBase], TensorDictBase]]
+
+
+class RolloutStream:
+    """An endless stream of rollouts ``[B, T]``, each collected only when it is asked for.
+
+    Args:
+        env: the environments; this object owns them.
+        actor: builds the acting policy from a generator.
+        steps: length ``T`` of a rollout.
+        seed: seed of the actions.
+    """
+
+    def __init__(self, env: MetaEnv, actor: ActorFactory, steps: int, seed: int) -> None:
+        self.env = env
+        self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.collector = Collector(
+            env,
+            actor(self.generator),
+            frames_per_batch=steps * env.batch_size.numel(),
+            total_frames=-1,
+            use_buffers=False,
+            track_traj_ids=False,
+            trust_policy=True,
+            auto_register_policy_transforms=False,
+            exploration_type=ExplorationType.RANDOM,
+        )
+        self._iterator: Iterator[TensorDictBase] = iter(self.collector)
+        self.returns = EpisodeReturns(env.batch_size.numel(), env.episodes_per_task, env.device)
+        self.metrics: dict[str, float] = {}
+
+    def collect(self) -> TensorDictBase:
+        """Collects the next rollout and notes the returns of the tasks that ended in it."""
+        start = time.perf_counter()
+        with torch.no_grad():
+            rollout = next(self._iterator)
+        self.metrics = {"time/collect": time.perf_counter() - start, **self._returns(rollout[keys.NEXT])}
+        return rollout
+
+    def _returns(self, after: TensorDictBase) -> dict[str, float]:
+        """Mean return per episode over the tasks that ended in this rollout; empty if none did."""
+        ended = self.returns.update(
+            after[keys.REWARD][..., 0], after[keys.EPISODE_DONE][..., 0], after[keys.DONE][..., 0]
+        )
+        if not len(ended):
+            return {}
+        means = ended.mean(0).tolist()
+        named = {f"train/return_episode_{k}": value for k, value in enumerate(means, 1)}
+        return {"train/return": sum(means), **named}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next rollout depends on besides the policy: plain tensors only."""
+        return {
+            "env": self.env.state_dict(),
+            "carrier": self.collector._carrier.clone().to_dict(),
+            "generator": self.generator.get_state(),
+            "returns": self.returns.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues from :meth:`state_dict`: the next rollout is the one that would have come."""
+        self.env.load_state_dict(state["env"])
+        carrier = TensorDict(state["carrier"], self.env.batch_size, device=self.env.device)
+        # TorchRL's own state_dict keeps counters only; the carried step is what the next rollout starts from.
+        self.collector._carrier = carrier
+        self.generator.set_state(state["generator"].cpu())
+        self.returns.load_state_dict(state["returns"])
+
+
+@torch.no_grad()
+def evaluate(env: MetaEnv, actor: Callable[[TensorDictBase], TensorDictBase]) -> TensorDict:
+    """Plays one task per environment with deterministic actions.
+
+    Args:
+        env: environments with fresh tasks ``[N]``.
+        actor: the acting policy.
+
+    Returns:
+        ``returns [N, K]``, raw, and ``success [N, K]`` (successful steps) where the environment publishes it.
+    """
+    steps: list[TensorDictBase] = []
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
+        td = env.reset()
+        for _ in range(env.horizon):
+            step, td = env.step_and_maybe_reset(actor(td))
+            steps.append(step[keys.NEXT].select(*_EVALUATION_KEYS, strict=False))
+    rollout = torch.stack(steps, 1)
+    done = rollout[keys.DONE][..., 0]
+    # Tasks that end early are followed by others in the same environment: only the first one counts.
+    alive = done.long().cumsum(1) - done.long() == 0
+    sums = {"returns": rollout[keys.REWARD][..., 0]}
+    if keys.SUCCESS in rollout.keys():
+        sums["success"] = rollout[keys.SUCCESS][..., 0].float()
+    result = {name: _per_episode(env, value, rollout, alive) for name, value in sums.items()}
+    return TensorDict(result, [len(done)])
+
+
+_EVALUATION_KEYS = (keys.REWARD, keys.EPISODE_DONE, keys.DONE, keys.SUCCESS)
+
+
+def _per_episode(env: MetaEnv, value: Tensor, rollout: TensorDictBase, alive: Tensor) -> Tensor:
+    """Sums ``value [N, T]`` over the episodes of each environment's first task, ``[N, K]``."""
+    counter = EpisodeReturns(len(value), env.episodes_per_task, value.device)
+    ends = [rollout[key][..., 0] & alive for key in (keys.EPISODE_DONE, keys.DONE)]
+    return counter.update(value * alive, *ends)

@@ -1,0 +1,15 @@
+"""Environments: native batched TorchRL environments, named in Gymnasium's registry as `hyperrl/<id>`.
+
+A new family is one file with a `MetaEnv` subclass and a table `ENVS`, and its name in the tuple below.
+"""
+
+from __future__ import annotations
+
+from hyperrl.envs import gridworld
+from hyperrl.envs.base import MetaEnv
+from hyperrl.envs.registration import description, env_ids, landmarks, make_env, register_family
+
+__all__ = ["MetaEnv", "description", "env_ids", "landmarks", "make_env"]
+
+for _family in (gridworld,):
+    register_family(_family.ENVS)

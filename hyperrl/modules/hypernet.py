@@ -1,0 +1,108 @@
+"""Layers whose weights come from a hypernetwork, without ever building the weights.
+
+A linear head generates ``W(e) = W_0 + sum_k e_k W_k`` from a condition ``e``. So ``W(e) x`` is one ordinary matrix
+product over the expansion of ``x`` and ``e' = (1, e)``: expand the input (``e'_k x_i``) when the layer widens, contract
+the output when it narrows (spec/models.md section 12.3). Measured on a 2-core CPU at XL size, the narrower side is
+always the faster one to expand (`benchmarks/hypernet.py`).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Condition:
+    """The vector that generates the weights, and expansions of it that several layers share.
+
+    Args:
+        embedding: ``[N, K]``.
+    """
+
+    def __init__(self, embedding: Tensor) -> None:
+        self.embedding = embedding
+        self.augmented = torch.cat([torch.ones_like(embedding[:, :1]), embedding], 1)
+
+    def float(self) -> Condition:
+        """The same condition in fp32."""
+        return self if self.embedding.dtype == torch.float32 else Condition(self.embedding.float())
+
+    def expand(self, x: Tensor) -> Tensor:
+        """Returns the outer products ``e'_k x_i`` of ``x [N, in]`` as ``[N, (K+1) * in]``."""
+        return (self.augmented.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+
+
+class Input:
+    """A layer input together with its expansion, computed at most once even if actor and critic both use it.
+
+    Args:
+        x: ``[N, in]``.
+        condition: what generates the weights; none for ordinary layers.
+    """
+
+    def __init__(self, x: Tensor, condition: Condition | None) -> None:
+        self.x = x
+        self.condition = condition
+        self._expanded: Tensor | None = None
+
+    @property
+    def expanded(self) -> Tensor:
+        """The expansion ``[N, (K+1) * in]``."""
+        if self._expanded is None:
+            assert self.condition is not None
+            self._expanded = self.condition.expand(self.x)
+        return self._expanded
+
+
+class PlainLinear(nn.Linear):
+    """An ordinary affine layer behind the interface of the generated ones."""
+
+    def forward(self, inputs: Input) -> Tensor:  # type: ignore[override]
+        """Returns ``[N, out]``."""
+        return functional.linear(inputs.x, self.weight, self.bias)
+
+
+class GeneratedLinear(nn.Module):
+    """An affine layer ``W(e) x + b(e)`` whose weights a linear hypernetwork head generates.
+
+    Args:
+        in_features: width of the input.
+        out_features: width of the output.
+        condition_dim: width ``K`` of the condition.
+
+    Attributes:
+        weight: the stacked head ``W_0, W_1, ..., W_K`` as the one matrix that the product needs: ``[out, (K+1) * in]``
+            if the input is expanded (``in <= out``), else ``[(K+1) * out, in]``. Use :meth:`components` to look at it.
+        bias_head: ``b(e)`` as an affine layer ``[out, K]``.
+    """
+
+    def __init__(self, in_features: int, out_features: int, condition_dim: int) -> None:
+        super().__init__()
+        self.in_features, self.out_features, self.condition_dim = in_features, out_features, condition_dim
+        self.expands_input = in_features <= out_features
+        terms = condition_dim + 1
+        shape = (out_features, terms * in_features) if self.expands_input else (terms * out_features, in_features)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias_head = nn.Linear(condition_dim, out_features)
+
+    def components(self) -> Tensor:
+        """A view of the head's parameters as ``[K+1, out, in]``: entry 0 is the head's bias, entry k its column k."""
+        if self.expands_input:
+            return self.weight.unflatten(1, (self.condition_dim + 1, self.in_features)).transpose(0, 1)
+        return self.weight.unflatten(0, (self.condition_dim + 1, self.out_features))
+
+    def forward(self, inputs: Input) -> Tensor:
+        """Returns ``[N, out]`` without building per-sample weights."""
+        condition = inputs.condition
+        assert condition is not None
+        bias = self.bias_head(condition.embedding)
+        if self.expands_input:
+            return functional.linear(inputs.expanded, self.weight) + bias
+        terms = functional.linear(inputs.x, self.weight).unflatten(-1, (self.condition_dim + 1, self.out_features))
+        return torch.bmm(condition.augmented.unsqueeze(1).to(terms.dtype), terms).squeeze(1) + bias
+
+    def materialise(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """The generated weights ``[N, out, in]`` and biases ``[N, out]`` for ``embedding [N, K]``, for inspection."""
+        augmented = Condition(embedding).augmented
+        return torch.einsum("nk,koi->noi", augmented, self.components()), self.bias_head(embedding)

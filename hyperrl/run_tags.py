@@ -1,0 +1,128 @@
+"""How a run describes itself to MLflow: parameters and tags out of its configuration and its surroundings."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import platform
+import posixpath
+import re
+import subprocess
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import hyperrl
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+_log = logging.getLogger(__name__)
+
+_MAX_PER_CALL = 100
+_MAX_NAME = 250
+_MAX_VALUE = 250
+# What may differ between the seeds of one group: where things are read from and written to, and the seed itself.
+_NOT_IN_GROUP = re.compile(
+    r"(config|ckpt_path|print_config|trainer\.(logger|default_root_dir))\b|(.*\.)?seed(_everything)?$"
+)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return a nested configuration as one level of text; names are paths joined by dots, whole and uncut.
+
+    Args:
+        config: Nested mappings; a list counts as one value unless it holds mappings.
+        prefix: What all names begin with.
+
+    Example:
+        >>> flatten({"model": {"lr": 0.1, "sizes": [8, 8]}, "callbacks": [{"class_path": "A"}]})
+        {'model.lr': '0.1', 'model.sizes': '[8, 8]', 'callbacks.0.class_path': 'A'}
+    """
+    flat: dict[str, str] = {}
+    for key, value in config.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, (list, tuple)) and any(isinstance(item, Mapping) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping) and value:
+            flat.update(flatten(value, f"{name}."))
+        else:
+            flat[name] = str(value)
+    return flat
+
+
+def config_tags(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags ``env``, ``model``, ``seed`` and ``group``; runs that differ only in the seed share a group.
+
+    ``env`` is the name of ``data.env`` and ``model`` that of ``model.name`` or of the model itself, where a name is
+    text, a key ``name`` or ``id``, or the last part of a ``class_path``.
+
+    Example:
+        >>> config_tags({"seed_everything": 3, "model": {"name": "rnn"}, "data": {"env": {"class_path": "envs.TMaze"}}})
+        {'env': 'TMaze', 'model': 'rnn', 'seed': '3', 'group': 'TMaze-rnn-aaa8dcff'}
+    """
+    env = _short_name(_child(config.get("data"), "env")) or "unknown"
+    model = _short_name(_child(config.get("model"), "name")) or _short_name(config.get("model")) or "unknown"
+    flat = {name: value for name, value in flatten(config).items() if not _NOT_IN_GROUP.match(name)}
+    digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+    seed = config.get("seed_everything", config.get("seed"))
+    return {"env": env, "model": model, "seed": str(seed), "group": f"{env}-{model}-{digest}"}
+
+
+def _child(node: Any, key: str) -> Any:
+    if not isinstance(node, Mapping):
+        return None
+    return node[key] if key in node else _child(node.get("init_args"), key)
+
+
+def _short_name(node: Any) -> str:
+    if isinstance(node, Mapping):
+        node = next((child for key in ("name", "id", "class_path") if (child := _child(node, key))), "")
+    return node.rsplit(".", 1)[-1] if isinstance(node, str) else ""
+
+
+def version_tags() -> dict[str, str]:
+    """Return the versions that a result depends on and, inside a git repository, the commit (``-dirty`` if changed)."""
+    tags = {f"version.{name}": importlib.metadata.version(name) for name in ("torch", "torchrl", "lightning")}
+    tags |= {"version.hyperrl": hyperrl.__version__, "version.python": platform.python_version()}
+    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    try:
+        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):  # no git, no repository or no commit yet
+        return tags
+    return tags | {"git_commit": git.stdout.strip()}
+
+
+def clean_name(name: str) -> str:
+    """Return a name that MLflow takes for a metric, parameter or tag.
+
+    Example:
+        >>> clean_name("train/return (mean)//x")
+        'train/return _mean_/x'
+    """
+    return posixpath.normpath(re.sub(r"[^/\w.\- :]", "_", name)).strip("/")[:_MAX_NAME]
+
+
+def send_tags(client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run in one call."""
+    from mlflow.entities import RunTag
+
+    client.log_batch(run_id, tags=[RunTag(clean_name(name), value) for name, value in tags.items()])
+
+
+def send_params(client: MlflowClient, run_id: str, params: Mapping[str, str]) -> None:
+    """Log a run's parameters, cut to the length that MLflow's UI is made for.
+
+    MLflow never changes a parameter. What a resumed run changes is therefore in its tag ``changed_on_resume``.
+    """
+    from mlflow.entities import Param
+
+    known = client.get_run(run_id).data.params
+    cut = {clean_name(name): value[:_MAX_VALUE] for name, value in params.items()}
+    new = [Param(name, value) for name, value in cut.items() if name not in known]
+    for first in range(0, len(new), _MAX_PER_CALL):
+        client.log_batch(run_id, params=new[first : first + _MAX_PER_CALL])
+    changed = [f"{name}: {known[name]} -> {value}" for name, value in cut.items() if known.get(name, value) != value]
+    if changed:
+        send_tags(client, run_id, {"changed_on_resume": "; ".join(changed)[:5000]})

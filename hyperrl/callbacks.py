@@ -57,7 +57,7 @@ def episode_returns(metrics: Mapping[str, Any], stage: str) -> list[float]:
         >>> episode_returns({"val/return_episode_2": 3.0, "val/return_episode_1": 1.5, "val/return": 4.5}, "val")
         [1.5, 3.0]
     """
-    returns = []
+    returns: list[float] = []
     while (name := f"{stage}/return_episode_{len(returns) + 1}") in metrics:
         returns.append(float(metrics[name]))
     return returns
@@ -127,10 +127,10 @@ class FrameProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the bar, on a terminal."""
-        if self._enabled and self._console.is_terminal:
+        if self._enabled and self._console.is_interactive:
             self._progress = Progress(
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=10),
+                BarColumn(bar_width=8),
                 TextColumn("{task.fields[text]}"),
                 console=self._console,
                 refresh_per_second=self.refresh_rate,
@@ -147,13 +147,13 @@ class FrameProgressBar(ProgressBar):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say why the frames stand still."""
-        self._update(trainer, pl_module, "validate")
+        self._update(trainer, pl_module, "valid")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the plain line where there is no terminal."""
         self._update(trainer, pl_module, "train")
         fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and not self._console.is_terminal:
+        if fitting and not self._console.is_interactive:
             text = progress_text(_learner(pl_module), _source(trainer).frames)
             if returns := episode_returns(trainer.callback_metrics, "val"):
                 text += f"  validation {_joined(returns)}"
@@ -208,7 +208,7 @@ def _short(frames: int) -> str:
 
 
 def _joined(returns: list[float]) -> str:
-    return " ".join(f"{value:.2f}" for value in returns)
+    return " ".join(f"{value:.1f}" for value in returns)
 
 
 class AdaptationTable(Callback):

@@ -15,19 +15,20 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 from rich.table import Table
 
 from hyperrl import configuration
 from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, FrameProgressBar
 from hyperrl.data.datamodule import MetaDataModule
-from hyperrl.envs import env_descriptions
+from hyperrl.envs import description, env_ids
 from hyperrl.errors import ConfigError, DivergedError, TrackingError
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
 
 _log = logging.getLogger(__name__)
-USAGE_ERROR = 2
+USAGE_ERROR, FAILURE = 2, 1
 LINKS = ("obs_dim", "action_dim", "num_actions", "num_envs", "frames")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "hyperrl.tracking.MLflowLogger"},
@@ -44,14 +45,15 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2 and one line."""
         text = configuration.one_line(message)
-        unknown = re.search(r"(?:Unrecognized arguments?:|does not accept (?:option|nested key)) ['\"]?-*([\w.]+)", text)
+        unknown = re.search(r"(?:Unrecognized arguments?:|does not accept (?:option|nested key)) ['\"]?-*([\w.]+)", text, re.I)
         if unknown:
             text += configuration.nearest(unknown[1], self._known_keys())
         sys.stderr.write(f"hyperrl: error: {text}\n")
         sys.exit(USAGE_ERROR)
 
     def _known_keys(self) -> set[str]:
-        keys = {str(action.dest) for action in self._actions}
+        parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
+        keys = {str(action.dest) for parser in parsers for action in parser._actions}
         return keys | {key.rpartition(".")[2] for key in keys}
 
 
@@ -178,7 +180,7 @@ def _list(args: list[str]) -> None:
     if len(args) != 1 or args[0] not in ("envs", *groups):
         raise ConfigError(f"list {' '.join(args)}: expected one of envs, models, experiments")
     if args[0] == "envs":
-        rows = list(env_descriptions().items())
+        rows = [(name, description(name)) for name in env_ids()]
     else:
         configs = configuration.shipped_configs(groups[args[0]])
         rows = [(name, configuration.description(path)) for name, path in configs.items()]
@@ -196,7 +198,8 @@ def _callbacks() -> list[Callback]:
 def _quiet_libraries() -> None:
     """Silences warnings that tell a user of HyperRL nothing."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|jsonargparse)\b.*")
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("RL_WARNINGS", "0")
 
@@ -217,7 +220,7 @@ def run(args: list[str]) -> HyperRLCLI:
         trainer_defaults={**TRAINER_DEFAULTS, "callbacks": _callbacks()},
         save_config_callback=SaveConfig,
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": "hyperrl", "description": "Meta-reinforcement learning with hypernetworks."},
+        parser_kwargs={"prog": "hyperrl", "description": "Meta-reinforcement learning with hypernetworks. Besides: hyperrl list envs|models|experiments."},
     )
 
 
@@ -232,9 +235,9 @@ def main() -> None:
             _list(args[1:])
         else:
             run(args)
-    except (ConfigError, TrackingError, DivergedError) as error:
+    except (ConfigError, TrackingError, DivergedError, MisconfigurationException) as error:
         sys.stderr.write(f"hyperrl: error: {configuration.one_line(str(error))}\n")
-        sys.exit(USAGE_ERROR)
+        sys.exit(FAILURE if isinstance(error, DivergedError) else USAGE_ERROR)
 
 
 if __name__ == "__main__":

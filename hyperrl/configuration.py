@@ -100,6 +100,12 @@ def check_fits(path: str, saved: dict[str, torch.Tensor], model: dict[str, torch
 
 
 def one_line(message: str) -> str:
-    """Condenses a parser's message to its innermost reason, on one line."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip(" -")]
-    return re.sub(r"\s+", " ", "; ".join(lines)).strip()
+    """Condenses a parser's message to one line: the key, the value, and what was expected."""
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
+    text = re.sub(r"\s+", " ", " ".join(lines)).strip()
+    text = re.sub(r"Parser key \"([^\"]*)\":", r"\1:", text)
+    union = re.match(r"(?P<key>\S+) Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*?)\] Errors:", text)
+    value = re.search(r"(?:Got|Given) value: (\S+)", text)
+    if union and value:
+        text = f"{union['key']} got {value[1]}; expected one of {union['types']}"
+    return re.sub(r"<class '(\w+)'>", r"\1", text).replace("typing.", "")

@@ -146,14 +146,21 @@ class Outbox:
         self.file = file
         self.away = False
         self._calls: deque[Call] = deque()
+        self._next_try = 0.0
 
     def send(self, call: Call) -> None:
         """Tell MLflow something, in order, now or later."""
         self._calls.append(call)
-        self.flush()
+        self.flush_unless_away()
+
+    def flush_unless_away(self) -> None:
+        """Flush, but not soon after a failure: waiting for a server must not take more than a tenth of the time."""
+        if time.monotonic() >= self._next_try:
+            self.flush()
 
     def flush(self) -> None:
         """Send everything that was not sent yet. Never raises: with the server away it is kept for the next time."""
+        start = time.monotonic()
         try:
             while self._calls:
                 self._make(self._calls[0])
@@ -164,14 +171,16 @@ class Outbox:
                 message = "MLflow is away (%s): training goes on, metrics are kept in %s and sent at a later checkpoint"
                 _log.warning(message, reason(error), self.file.path)
             self.away = True
+            self._next_try = time.monotonic() + 10 * (time.monotonic() - start)
         else:
             if self.away:
                 _log.warning("MLflow is back and has everything again")
-            self.away = False
+            self.away, self._next_try = False, 0.0
 
     def close(self, status: str) -> None:
         """Send everything, set the run's final status and say so where something could not be sent."""
-        self.send(lambda client, run_id: client.set_terminated(run_id, status))
+        self._calls.append(lambda client, run_id: client.set_terminated(run_id, status))
+        self.flush()
         if unsent := self.file.size - self.file.marks["sent"]:
             message = "MLflow did not get the last %d bytes of %s; they are sent when the run is resumed"
             _log.warning(message, unsent, self.file.path)

@@ -117,6 +117,11 @@ class MLflowLogger(MLFlowLogger):
         """
         return self._started().client
 
+    @property
+    def away(self) -> bool:
+        """Whether the server did not answer when something was sent last."""
+        return self._outbox is not None and self._outbox.away
+
     def _directory(self, run_id: str) -> Path:
         return Path(self._save_dir, self.name, run_id)
 
@@ -312,7 +317,7 @@ class MLflowLogger(MLFlowLogger):
         """Send what was not sent yet: Lightning calls this when a checkpoint is on disk."""
         if self._outbox is not None:
             self._outbox.file.mark(checkpoint=max(self._offset, self._outbox.file.marks["checkpoint"]))
-            self._outbox.flush()
+            self._outbox.flush_unless_away()
 
     @rank_zero_only
     def finalize(self, status: str = "success") -> None:
@@ -354,6 +359,16 @@ class SystemMetrics(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the thread that takes the samples."""
+        self._start(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start again if the thread has ended, as it does when a server goes away, and the server is back."""
+        thread = self._monitor and self._monitor._process
+        logger = find_logger(trainer)
+        if thread and not thread.is_alive() and logger and not logger.away:
+            self._start(trainer)
+
+    def _start(self, trainer: Trainer) -> None:
         logger = find_logger(trainer)
         if logger is None or not trainer.is_global_zero:
             return

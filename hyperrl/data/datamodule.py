@@ -64,7 +64,10 @@ class MetaDataModule(LightningDataModule):
             options["episodes_per_task"] = episodes_per_task
         self.options = options
         self.eval_options = options if eval_episodes_per_task is None else {**options, "episodes_per_task": eval_episodes_per_task}
-        example = make_env(env, 1, **options)
+        try:
+            example = make_env(env, 1, **options)
+        except ValueError as error:
+            raise ConfigError(f"data.env: {error}") from error
         self.obs_dim, self.action_dim, self.num_actions = example.obs_dim, example.action_dim, example.num_actions
         self.landmarks = landmarks(env) if not env_options else {}
         self.stream: RolloutStream | None = None

@@ -1,7 +1,7 @@
 """`MetaEnv`: a batch of environments whose unit of time is the meta-episode (K episodes on one task).
 
-A family subclasses [MetaEnv][hyperrl.envs.base.MetaEnv] and writes one *inner* episode; the base class plays K of them
-on one task, so that `done` is only ever the end of the meta-episode and TorchRL's automatic reset needs no exception.
+A family subclasses `MetaEnv` and writes one *inner* episode; the base class plays K of them on one task, so that `done`
+is only ever the end of the meta-episode and TorchRL's automatic reset needs no exception.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchrl.data import Composite
 from torchrl.envs import EnvBase
 
 from hyperrl import keys
-from hyperrl.envs.layout import Layout, SpecFactory, TaskSplit, check_positive
+from hyperrl.envs.layout import Layout, SpecFactory, TaskSplit, check_positive, is_number
 
 _PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
 
@@ -364,7 +364,7 @@ class MetaEnv(EnvBase):
 def _check_split(task_split: str, test_fraction: float, layout: Layout) -> None:
     if task_split not in ("all", "train", "test"):
         raise ValueError(f"`task_split` is {task_split!r}: expected 'all', 'train' or 'test'")
-    if not 0.0 < test_fraction < 1.0:
+    if not is_number(test_fraction) or not 0.0 < test_fraction < 1.0:
         raise ValueError(f"`test_fraction` is {test_fraction!r}: expected a number between 0 and 1, both excluded")
     if task_split != "all" and layout.num_tasks is None:
         raise ValueError(f"`task_split` is {task_split!r}, but there is no finite set of tasks: expected 'all'")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Unpack
 
@@ -12,7 +11,7 @@ from torch.nn.functional import embedding
 
 from hyperrl import keys
 from hyperrl.envs.base import MetaEnv, Transition
-from hyperrl.envs.layout import Layout, MetaEnvOptions, check_positive
+from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_positive, is_number
 from hyperrl.envs.registration import EnvEntry
 
 _MOVES = ((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))  # stay, up, right, down, left
@@ -72,20 +71,10 @@ class GridNavi(MetaEnv):
         **options: Unpack[MetaEnvOptions],
     ) -> None:
         _check_sizes(num_cells, num_steps, new_state_r, hall_with_door_every)
+        check_flags(ring=ring, stuck=stuck, distance_reward=distance_reward, show_goal_at_start=show_goal_at_start)
         _check_modes(starting_state, ring, hall_with_door_every, stuck, show_goal_at_start)
         start = None if starting_state is None else _start_cell(starting_state, num_cells, hall_with_door_every)
-        last = num_cells - 1.0
-        num_ids = num_cells**2  # quirk G2: ids cover all cells of the square, in every mode
-        layout = Layout(
-            episode_length=num_steps,
-            observation_low=(0.0, 0.0),
-            observation_high=(last, last if hall_with_door_every is None else 1.0),
-            num_actions=_NUM_ACTIONS,
-            task_dim=2,
-            num_tasks=num_ids,
-            num_states=num_ids,
-            belief_dim=num_ids,
-        )
+        layout = _layout(num_cells, num_steps, hall_with_door_every)
         super().__init__(num_envs, episodes_per_task, layout, **options)
         self.num_cells = num_cells
         self.new_state_r = new_state_r
@@ -216,6 +205,20 @@ class GridNavi(MetaEnv):
         return cells.expand(self.num_envs)
 
 
+def _layout(n: int, num_steps: int, every: int | None) -> Layout:
+    num_ids = n**2  # quirk G2: ids cover all cells of the square, in every mode
+    return Layout(
+        episode_length=num_steps,
+        observation_low=(0.0, 0.0),
+        observation_high=(n - 1.0, n - 1.0 if every is None else 1.0),
+        num_actions=_NUM_ACTIONS,
+        task_dim=2,
+        num_tasks=num_ids,
+        num_states=num_ids,
+        belief_dim=num_ids,
+    )
+
+
 def _coordinates(n: int) -> Tensor:
     """Coordinates of all cells `[n * n, 2]`, int64; cell (x, y) has number x * n + y."""
     return torch.cartesian_prod(torch.arange(n), torch.arange(n))
@@ -257,7 +260,11 @@ def _goal_cells(n: int, start: int | None, ring: bool, every: int | None) -> Ten
 
 
 def _start_cell(starting_state: Sequence[float], n: int, every: int | None) -> int:
-    if len(starting_state) != 2 or any(c not in range(n) for c in starting_state):
+    if (
+        not isinstance(starting_state, Sequence)
+        or len(starting_state) != 2
+        or any(c not in range(n) for c in starting_state)
+    ):
         raise ValueError(f"`starting_state` is {starting_state!r}: expected two whole numbers from 0 to {n - 1}")
     x, y = (int(c) for c in starting_state)
     if every is not None and y != 0:
@@ -270,7 +277,7 @@ def _check_sizes(num_cells: int, num_steps: int, new_state_r: float | None, ever
     check_positive("num_steps", num_steps)
     if every is not None:
         check_positive("hall_with_door_every", every)
-    if new_state_r is not None and not math.isfinite(new_state_r):
+    if new_state_r is not None and not is_number(new_state_r):
         raise ValueError(f"`new_state_r` is {new_state_r!r}: expected a finite number or null")
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Literal, TypedDict
 
 import torch
@@ -130,6 +131,18 @@ class SpecFactory:
 
     def _row(self, bound: Sequence[float]) -> Tensor:
         return torch.tensor(list(bound), dtype=torch.float32, device=self.device)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite real number (a bool is none)."""
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_flags(**flags: object) -> None:
+    """Raise ValueError unless all values are bools."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"`{name}` is {value!r}: expected true or false")
 
 
 def check_positive(name: str, value: int) -> None:

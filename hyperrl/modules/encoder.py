@@ -10,6 +10,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hyperrl import keys
+from hyperrl.errors import ConfigError
 from hyperrl.modules.sequence import GRU
 
 
@@ -64,10 +65,10 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         for name in ("state_embedding_dim", "hidden_dim", "latent_dim"):
             if getattr(self, name) < 1:
-                raise ValueError(f"encoder.{name} is {getattr(self, name)}; expected at least 1")
+                raise ConfigError(f"model.encoder.{name} is {getattr(self, name)}; expected at least 1")
         for name in ("action_embedding_dim", "reward_embedding_dim"):
             if getattr(self, name) < 0:
-                raise ValueError(f"encoder.{name} is {getattr(self, name)}; expected 0 (input dropped) or more")
+                raise ConfigError(f"model.encoder.{name} is {getattr(self, name)}; expected 0 (input dropped) or more")
 
 
 class TransitionFeatures(nn.Module):

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from hyperrl.errors import ConfigError
 from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input, PlainLinear
 from hyperrl.modules.initializers import GAINS, HypernetInit, Initializer, LayerRole, init_generated_, init_plain_
 from hyperrl.modules.normalization import RunningNorm
@@ -22,10 +23,14 @@ class ActionSpace:
     Attributes:
         dim: width of a continuous action; 1 for discrete ones.
         num_actions: number of discrete actions; none if actions are continuous.
+        low: smallest value of each dimension of a continuous action, where there is one.
+        high: largest value of each dimension.
     """
 
     dim: int
     num_actions: int | None = None
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
 
     @property
     def discrete(self) -> bool:
@@ -49,6 +54,8 @@ class PolicyConfig:
         hypernetwork: whether the embedded latent generates all layers and heads instead of being an input.
         hypernet_init: initialisation of the hypernetwork's heads.
         init_std: initial standard deviation of continuous actions.
+        bound_actions: whether the mean of continuous actions is squashed into their range: by tanh where that is
+            [-1, 1] in all dimensions, else by a scaled sigmoid. Actions themselves are neither squashed nor clipped.
     """
 
     use_state: bool = True
@@ -62,17 +69,18 @@ class PolicyConfig:
     hypernetwork: bool = True
     hypernet_init: HypernetInit = "bias_hyperinit"
     init_std: float = 1.0
+    bound_actions: bool = False
 
     def __post_init__(self) -> None:
         if self.hypernetwork and not self.use_state:
-            raise ValueError(
-                "policy.hypernetwork is true and policy.use_state is false; expected use_state: true, because a "
+            raise ConfigError(
+                "model.policy.hypernetwork is true and model.policy.use_state is false; expected model.policy.use_state: true, because a "
                 "generated policy has no other input"
             )
         if not self.layers or min(self.layers) < 1:
-            raise ValueError(f"policy.layers is {self.layers}; expected at least one positive width")
+            raise ConfigError(f"model.policy.layers is {self.layers}; expected at least one positive width")
         if self.init_std <= 0:
-            raise ValueError(f"policy.init_std is {self.init_std}; expected a positive number")
+            raise ConfigError(f"model.policy.init_std is {self.init_std}; expected a positive number")
 
 
 class InputEmbedding(nn.Module):
@@ -179,6 +187,9 @@ class Policy(nn.Module):
         config: inputs, layers, initialisation.
     """
 
+    low: Tensor
+    high: Tensor
+
     def __init__(self, obs_dim: int, latent_dim: int, actions: ActionSpace, config: PolicyConfig) -> None:
         super().__init__()
         self.actions = actions
@@ -197,8 +208,15 @@ class Policy(nn.Module):
         outputs = actions.num_actions or actions.dim
         self.actor = Network(input_dim, outputs, condition_dim, "actor_head", actions.discrete, config)
         self.critic = Network(input_dim, 1, condition_dim, "critic_head", actions.discrete, config)
+        self.bound_actions = config.bound_actions and not actions.discrete
         if not actions.discrete:
             self.log_std = nn.Parameter(torch.full((actions.dim,), config.init_std).log())
+        if self.bound_actions:
+            if actions.low is None or actions.high is None:
+                raise ValueError("policy.bound_actions is true; expected false, because these actions have no bounds")
+            self.register_buffer("low", torch.tensor(actions.low), persistent=False)
+            self.register_buffer("high", torch.tensor(actions.high), persistent=False)
+            self.symmetric = set(actions.low) == {-1.0} and set(actions.high) == {1.0}
 
     def inputs(self, observation: Tensor, latent: Tensor) -> Input:
         """Normalises and embeds ``observation [N, O]`` and ``latent [N, 2L]`` for actor and critic."""
@@ -214,6 +232,8 @@ class Policy(nn.Module):
         output = self.actor(inputs)
         if self.actions.discrete:
             return {"logits": output}
+        if self.bound_actions:
+            output = output.tanh() if self.symmetric else output.sigmoid() * (self.high - self.low) + self.low
         return {"loc": output, "scale": self.log_std.exp().clamp_min(MIN_STD).expand_as(output)}
 
     def value(self, inputs: Input) -> Tensor:

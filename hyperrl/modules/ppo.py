@@ -14,6 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hyperrl import keys
+from hyperrl.errors import ConfigError
 from hyperrl.modules.distributions import DiagonalNormal, UncheckedCategorical
 
 ADVANTAGE_EPSILON = 1e-5
@@ -65,16 +66,16 @@ class PPOConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "encoder_eps", "clip", "max_grad_norm", "reward_clip"):
             if not getattr(self, name) > 0:
-                raise ValueError(f"ppo.{name} is {getattr(self, name)}; expected a positive number")
+                raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected a positive number")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"ppo.{name} is {getattr(self, name)}; expected a number between 0 and 1")
+                raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected a number between 0 and 1")
         for name in ("value_coeff", "entropy_coeff"):
             if getattr(self, name) < 0:
-                raise ValueError(f"ppo.{name} is {getattr(self, name)}; expected 0 or more")
+                raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("epochs", "num_minibatches"):
             if getattr(self, name) < 1:
-                raise ValueError(f"ppo.{name} is {getattr(self, name)}; expected at least 1")
+                raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected at least 1")
 
 
 def generalized_advantages(

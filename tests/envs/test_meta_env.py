@@ -1,0 +1,422 @@
+"""What every environment must do, and what only the base class can be asked."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torchrl.collectors import Collector
+from torchrl.envs import RewardSum, TransformedEnv, check_env_specs
+
+from hyperrl import keys
+from hyperrl.envs import MetaEnv, description, env_ids, landmarks, make_env
+from hyperrl.envs.base import Transition
+from hyperrl.envs.layout import Layout
+
+PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
+
+
+def supported(env: MetaEnv) -> list[str]:
+    return [name for name in PUBLISHABLE if hasattr(env, f"publish_{name}")]
+
+
+def build(env_id: str, num_envs: int = 6, **options: object) -> MetaEnv:
+    """Two episodes per task, everything published that can be."""
+    options = {"episodes_per_task": 2, **options}
+    return make_env(env_id, num_envs, publish=supported(make_env(env_id, 1)), **options)
+
+
+def play(env: MetaEnv, steps: int, seed: int = 0, td: TensorDict | None = None) -> TensorDict:
+    """Random actions from an own generator, automatic resets, `[B, steps]`; starts with a reset without `td`."""
+    generator = torch.Generator().manual_seed(seed)
+    td = env.reset() if td is None else td
+    rows = []
+    for _ in range(steps):
+        td[keys.ACTION] = random_action(env, generator)
+        row, td = env.step_and_maybe_reset(td)
+        rows.append(row)
+    return torch.stack(rows, 1)
+
+
+def random_action(env: MetaEnv, generator: torch.Generator) -> Tensor:
+    if env.num_actions is not None:
+        return torch.randint(env.num_actions, (env.num_envs,), generator=generator)
+    low, high = env.action_spec.space.low, env.action_spec.space.high
+    return low + (high - low) * torch.rand(low.shape, generator=generator)
+
+
+def assert_equal(a: TensorDict, b: TensorDict) -> None:
+    assert set(a.keys(True, True)) == set(b.keys(True, True))
+    for key in a.keys(True, True):
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")
+
+
+@pytest.mark.parametrize("env_id", env_ids())
+class TestEveryEnv:
+    """The contract of `MetaEnv`, for all registered ids: a new family is covered by its table."""
+
+    def test_specs_agree_with_the_data(self, env_id: str) -> None:
+        for episodes in (1, 2):
+            check_env_specs(build(env_id, episodes_per_task=episodes), break_when_any_done="both")
+
+    def test_contract_entries_are_at_the_root_and_in_next(self, env_id: str) -> None:
+        env = build(env_id)
+        td = play(env, 2)
+        always = {keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT}
+        always |= {keys.EPISODE_DONE, keys.DONE, keys.TERMINATED, keys.TRUNCATED, *env.publish}
+        assert always | {keys.ACTION, keys.NEXT} == set(td.keys())
+        assert always | {keys.REWARD} == set(td[keys.NEXT].keys())
+        assert td[keys.OBSERVATION].shape == (6, 2, env.obs_dim)
+        assert td[keys.PREV_ACTION].shape == (6, 2, env.action_dim)
+
+    def test_nothing_optional_is_published_unasked(self, env_id: str) -> None:
+        assert not set(PUBLISHABLE) & set(make_env(env_id, 2).reset().keys())
+
+    def test_same_seed_same_rollout(self, env_id: str) -> None:
+        one, two, other = (build(env_id, seed=seed) for seed in (3, 3, 4))
+        steps = one.horizon + 5
+        expected = play(one, steps)
+        assert_equal(play(two, steps), expected)
+        assert not (play(other, steps) == expected).all()
+        other.set_seed(3)
+        assert_equal(play(other, steps), expected)
+
+    def test_global_generator_is_neither_read_nor_changed(self, env_id: str) -> None:
+        before = torch.get_rng_state()
+        play(build(env_id), 5)
+        assert torch.equal(torch.get_rng_state(), before)
+
+    def test_environments_get_distinct_tasks(self, env_id: str) -> None:
+        env = build(env_id, num_envs=64)
+        if keys.TASK not in env.publish:
+            pytest.skip("no task vector")
+        assert len(env.reset()[keys.TASK].unique(dim=0)) > 1
+
+    def test_task_is_constant_until_done_and_redrawn_then(self, env_id: str) -> None:
+        env = build(env_id, num_envs=32)
+        if keys.TASK not in env.publish:
+            pytest.skip("no task vector")
+        td = play(env, 2 * env.horizon)
+        assert torch.equal(td[keys.TASK], td[keys.NEXT, keys.TASK])
+        changed = (td[keys.TASK][:, 1:] != td[keys.TASK][:, :-1]).any(-1, keepdim=True)
+        done = td[keys.NEXT, keys.DONE][:, :-1]
+        assert not changed[~done].any()
+        assert changed[done].any()
+
+    def test_done_is_the_end_of_the_last_episode_and_the_flag_of_any(self, env_id: str) -> None:
+        env = build(env_id)
+        td = play(env, 2 * env.horizon)
+        after = td[keys.NEXT]
+        assert after[keys.DONE].any()
+        assert torch.equal(after[keys.OBSERVATION][..., -1:], after[keys.EPISODE_DONE].float())
+        ends = torch.zeros(env.num_envs, 1)
+        for t in range(td.shape[1]):
+            ends += after[keys.EPISODE_DONE][:, t]
+            assert torch.equal(after[keys.DONE][:, t], ends == env.episodes_per_task)
+            ends[after[keys.DONE][:, t]] = 0
+        assert torch.equal(after[keys.TERMINATED] ^ after[keys.TRUNCATED], after[keys.DONE])
+
+    def test_one_episode_per_task_has_no_flag(self, env_id: str) -> None:
+        env = build(env_id, episodes_per_task=1)
+        assert env.obs_dim == build(env_id).obs_dim - 1
+        after = play(env, env.horizon)[keys.NEXT]
+        assert torch.equal(after[keys.DONE], after[keys.EPISODE_DONE])
+
+    def test_is_init_marks_exactly_the_first_steps_of_tasks(self, env_id: str) -> None:
+        env = build(env_id)
+        td = play(env, env.horizon + 5)
+        assert td[keys.IS_INIT][:, 0].all()
+        assert torch.equal(td[keys.IS_INIT][:, 1:], td[keys.NEXT, keys.DONE][:, :-1])
+        assert not td[keys.NEXT, keys.IS_INIT].any()
+
+    def test_last_transition_is_published(self, env_id: str) -> None:
+        env = build(env_id)
+        td = play(env, env.horizon + 5)
+        after = td[keys.NEXT]
+        action = td[keys.ACTION].float().view(*td.shape, env.action_dim)
+        for start, last in ((td[keys.OBSERVATION], keys.PREV_OBSERVATION), (action, keys.PREV_ACTION)):
+            assert torch.equal(after[last], start)
+        assert torch.equal(after[keys.PREV_REWARD], after[keys.REWARD])
+        for last in (keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD):
+            assert not td[last][td[keys.IS_INIT].squeeze(-1)].any()
+
+    def test_state_dict_continues_exactly(self, env_id: str) -> None:
+        env, fresh = build(env_id, seed=1), build(env_id, seed=2)
+        td = play(env, env.episode_length // 2 + 1)[:, -1][keys.NEXT].exclude(keys.REWARD)
+        file = io.BytesIO()
+        torch.save(env.state_dict(), file)
+        steps = env.horizon + 5
+        expected = play(env, steps, seed=7, td=td.clone())
+        file.seek(0)
+        fresh.load_state_dict(torch.load(file, weights_only=True))
+        assert_equal(play(fresh, steps, seed=7, td=td.clone()), expected)
+
+    def test_state_dict_is_a_copy(self, env_id: str) -> None:
+        env = build(env_id)
+        env.reset()
+        state = env.state_dict()
+        expected = play(env, 3, td=env.fake_tensordict().exclude(keys.NEXT))
+        env.load_state_dict(state)
+        play(env, 3)
+        env.load_state_dict(state)
+        assert_equal(play(env, 3, td=env.fake_tensordict().exclude(keys.NEXT)), expected)
+
+    def test_partial_reset_touches_nothing_else(self, env_id: str) -> None:
+        env, undisturbed = build(env_id), build(env_id)
+        steps = min(4, env.episode_length - 2)
+        for each in (env, undisturbed):
+            td = play(each, steps)[:, -1][keys.NEXT].exclude(keys.REWARD)
+        mask = torch.tensor([True, False, False, True, False, False])
+        disturbed = env.reset(td.clone().set("_reset", mask.unsqueeze(-1)))
+        assert disturbed[keys.IS_INIT].squeeze(-1).equal(mask)
+        assert_equal(disturbed[~mask], td[~mask])
+        assert not disturbed[keys.PREV_ACTION][mask].any()
+        a, b = play(env, 1, td=disturbed), play(undisturbed, 1, td=td)
+        assert_equal(a[~mask], b[~mask])
+
+    def test_tensors_handed_out_are_not_shared_with_the_simulator(self, env_id: str) -> None:
+        env, undisturbed = build(env_id), build(env_id)
+        td = env.reset()
+        expected = play(undisturbed, 3)
+        generator = torch.Generator().manual_seed(0)
+        for t in range(3):
+            action = random_action(env, generator)
+            td = env.step(TensorDict({keys.ACTION: action}, td.batch_size))[keys.NEXT]
+            assert_equal(td, expected[keys.NEXT][:, t])
+            td.zero_()
+
+    def test_collector_resets_automatically(self, env_id: str) -> None:
+        env = build(env_id)
+        steps = env.horizon + 3
+        collector = Collector(
+            env, frames_per_batch=6 * steps, total_frames=12 * steps, auto_register_policy_transforms=True
+        )
+        batches = list(collector)
+        collector.shutdown()
+        td = torch.cat(batches, 1)
+        assert td.shape == (6, 2 * steps)
+        assert torch.equal(td[keys.IS_INIT][:, 1:], td[keys.NEXT, keys.DONE][:, :-1])
+        assert td[keys.NEXT, keys.DONE].any()
+
+    def test_transforms_can_be_put_around(self, env_id: str) -> None:
+        env = TransformedEnv(build(env_id), RewardSum())
+        td = env.rollout(5, break_when_any_done=False)
+        assert td.shape == (6, 5)
+        assert env.obs_dim == env.base_env.obs_dim
+        env.close()
+
+    def test_task_split_is_disjoint_and_complete(self, env_id: str) -> None:
+        env = make_env(env_id, 1)
+        if env.num_tasks is None:
+            with pytest.raises(ValueError, match="`task_split`"):
+                make_env(env_id, 1, task_split="test")
+            return
+        publish = [keys.TASK_ID]
+        options = {"num_envs": 8192, "publish": publish, "test_fraction": 0.25, "split_seed": 5}
+        splits = ("all", "train", "test")
+        all_, train, test = (
+            set(make_env(env_id, task_split=split, **options).reset()[keys.TASK_ID].tolist()) for split in splits
+        )
+        assert train | test == all_
+        assert not train & test
+        assert len(test) == max(round(0.25 * len(all_)), 1)
+
+    def test_unsupported_publication_is_refused(self, env_id: str) -> None:
+        for name in {"tusk", *PUBLISHABLE} - set(supported(make_env(env_id, 1))):
+            with pytest.raises(ValueError, match=f"`publish` holds '{name}'.*expected names out of"):
+                make_env(env_id, 2, publish=[name])
+
+    def test_documentation(self, env_id: str) -> None:
+        assert description(env_id)
+        assert "\n" not in description(env_id)
+        known = landmarks(env_id)
+        order = [
+            known[name] for name in ("random", "within_episode_memory", "bayes_optimal", "task_known") if name in known
+        ]
+        assert order == sorted(order)
+
+
+class Countdown(MetaEnv):
+    """Episodes of drawn length, "Maze" type: the step that ends one returns the next one's first observation.
+
+    The observation is the number of steps left. Even lengths terminate, odd ones are truncated. The action is paid.
+    """
+
+    shows_next_episode = True
+
+    def __init__(self, num_envs: int, episodes_per_task: int = 2, *, scale: float = 1.0, **options: object) -> None:
+        layout = Layout(
+            episode_length=5,
+            observation_low=(0.0,),
+            observation_high=(5.0,),
+            action_low=(-1.0, -2.0),
+            action_high=(1.0, 2.0),
+            task_dim=1,
+        )
+        super().__init__(num_envs, episodes_per_task, layout, **options)
+        self.injectable = ("task", "length")
+        self.scale = scale
+
+    def sample_tasks(self, n: int) -> Tensor:
+        return torch.rand(n, 1, generator=self._generator)
+
+    def reset_state(self, mask: Tensor) -> None:
+        def sample() -> Tensor:
+            return torch.randint(2, 6, (self.num_envs,), generator=self._generator)
+
+        length = self.draw("length", sample)
+        self.write("left", mask, length)
+        self.write("odd", mask, length % 2 == 1)
+
+    def observe(self) -> Tensor:
+        return self.state["left"].unsqueeze(-1).float()
+
+    def transition(self, action: Tensor) -> Transition:
+        self.state["left"] = self.state["left"] - 1
+        done = self.state["left"] <= 0
+        return Transition(self.observe(), self.scale * action.sum(-1), done, ~self.state["odd"])
+
+    def publish_success(self) -> Tensor:
+        return self.state["left"].unsqueeze(-1) == 0
+
+    def parse_injection(self, name: str, value: Tensor) -> Tensor:
+        return value.expand(self.num_envs, *value.shape[1:])
+
+
+class TestBase:
+    """What the base class does beyond what the registered families use."""
+
+    def test_specs_of_continuous_actions(self) -> None:
+        env = Countdown(3, publish=["success"])
+        check_env_specs(env, break_when_any_done="both")
+        assert env.action_spec.shape == (3, 2)
+        assert (env.action_dim, env.num_actions, env.obs_dim, env.horizon) == (2, None, 2, 10)
+
+    def test_next_episode_is_shown_at_an_inner_end(self) -> None:
+        env = Countdown(2)
+        env.inject("length", torch.tensor([2, 3]), torch.tensor([4, 9]), torch.tensor([9, 5]))
+        after = play(env, 8)[keys.NEXT]
+        assert after[keys.OBSERVATION][0, :6].tolist() == [[1, 0], [4, 1], [3, 0], [2, 0], [1, 0], [0, 1]]
+        assert after[keys.OBSERVATION][1].tolist() == [[2, 0], [1, 0], [5, 1], [4, 0], [3, 0], [2, 0], [1, 0], [0, 1]]
+        assert after[keys.DONE][..., 0].nonzero()[:2].tolist() == [[0, 5], [1, 7]]
+
+    def test_ends_are_terminated_or_truncated(self) -> None:
+        env = Countdown(2, episodes_per_task=1)
+        env.inject("length", torch.tensor([2, 3]))
+        after = play(env, 3)[keys.NEXT]
+        assert after[keys.TERMINATED][0, 1].item()
+        assert not after[keys.TRUNCATED][0].any()
+        assert after[keys.TRUNCATED][1, 2].item()
+        assert not after[keys.TERMINATED][1].any()
+
+    def test_variable_lengths_continue_from_a_state_dict(self) -> None:
+        env = Countdown(16, seed=1)
+        td = play(env, 7)[:, -1][keys.NEXT].exclude(keys.REWARD)
+        state = env.state_dict()
+        expected = play(env, 20, td=td.clone())
+        fresh = Countdown(16, seed=5)
+        fresh.load_state_dict(state)
+        assert_equal(play(fresh, 20, td=td.clone()), expected)
+
+    def test_done_stays_until_the_reset(self) -> None:
+        env = Countdown(1, episodes_per_task=1)
+        td = env.reset()
+        for _ in range(8):
+            td = env.step(td.set(keys.ACTION, torch.zeros(1, 2)))[keys.NEXT]
+        assert td[keys.DONE].all()
+
+    def test_injected_values_are_spent_in_order_and_only_on_resets(self) -> None:
+        env = Countdown(2, publish=[])
+        env.inject("length", torch.tensor([[4]]).squeeze(0), torch.tensor([2]))
+        td = env.reset()
+        assert (td[keys.OBSERVATION][:, 0] == 4).all()
+        td = play(env, 4, td=td)
+        assert (td[keys.NEXT, keys.OBSERVATION][:, -1, 0] == 2).all()
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"num_envs": 0}, "`num_envs` is 0"),
+            ({"num_envs": 2.0}, "`num_envs` is 2.0"),
+            ({"episodes_per_task": 0}, "`episodes_per_task` is 0"),
+            ({"task_split": "validation"}, "`task_split` is 'validation'"),
+            ({"task_split": "test"}, "`task_split` is 'test', but there is no finite set"),
+            ({"test_fraction": 1.0}, "`test_fraction` is 1.0"),
+            ({"publish": ["belief"]}, "`publish` holds 'belief', which Countdown does not offer: .* success"),
+        ],
+    )
+    def test_bad_arguments_are_named(self, options: dict[str, object], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            Countdown(**{"num_envs": 2, **options})
+
+    def test_unknown_injection_is_named(self) -> None:
+        with pytest.raises(ValueError, match="'start'.*expected .*length"):
+            Countdown(2).inject("start", 1)
+
+    def test_step_before_reset_is_refused(self) -> None:
+        env = Countdown(2)
+        with pytest.raises(RuntimeError, match="reset"):
+            env.step(TensorDict({keys.ACTION: torch.zeros(2, 2)}, [2]))
+
+    def test_state_of_another_batch_is_refused(self) -> None:
+        env = Countdown(3)
+        env.reset()
+        with pytest.raises(ValueError, match="holds 3 environments: expected 2"):
+            Countdown(2).load_state_dict(env.state_dict())
+
+
+class TestNames:
+    """`make_env` and what else takes an id."""
+
+    def test_short_and_full_names_are_the_same(self) -> None:
+        short, full = (make_env(name, 3, seed=1) for name in ("GridNavi-v0", "hyperrl/GridNavi-v0"))
+        assert_equal(play(short, 5), play(full, 5))
+        assert landmarks("hyperrl/GridNavi-v0") == landmarks("GridNavi-v0")
+
+    def test_ids_of_other_modules(self, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = (
+            "import gymnasium\nfrom hyperrl.envs.gridworld import GridNavi\n"
+            "class Own(GridNavi): pass\n"
+            "gymnasium.register('own/Mine-v0', entry_point='own_module:Own', kwargs={'num_cells': 6})\n"
+            "gymnasium.register('Plain-v0', entry_point=lambda: None)\n"
+        )
+        (tmp_path / "own_module.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        env = make_env("own_module:own/Mine-v0", 2, publish=["belief"])
+        assert env.belief_dim == 36
+        assert landmarks("own_module:own/Mine-v0") == {}
+        with pytest.raises(ValueError, match="not a MetaEnv"):
+            make_env("own_module:Plain-v0", 2)
+
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("GridNav-v0", "unknown environment id 'GridNav-v0': the nearest valid name is 'GridNavi-v0'"),
+            ("hyperrl/Grid7-15", "nearest valid name is 'Grid7-15-v0'"),
+            ("no_such_module:Grid-v0", "names module 'no_such_module'"),
+        ],
+    )
+    def test_unknown_ids_are_named_in_one_line(self, name: str, words: str) -> None:
+        for call in (lambda: make_env(name, 2), lambda: landmarks(name), lambda: description(name)):
+            with pytest.raises(ValueError, match=words) as error:
+                call()
+            assert "\n" not in str(error.value)
+
+    def test_unknown_options_are_named_in_one_line(self) -> None:
+        with pytest.raises(ValueError, match="option 'num_cell' .* nearest valid name is 'num_cells'") as error:
+            make_env("GridNavi-v0", 2, num_cell=5)
+        assert "\n" not in str(error.value)
+        with pytest.raises(ValueError, match="nearest valid name is 'task_split'"):
+            make_env("GridNavi-v0", 2, tasks_split="test")
+
+    def test_options_win_over_the_registered_ones(self) -> None:
+        assert make_env("Grid7-15-v0", 2, num_cells=6, episodes_per_task=3).num_tasks == 36
+
+    def test_importing_the_package_registers_the_ids(self) -> None:
+        code = "import gymnasium, hyperrl.envs; print('hyperrl/GridNavi-v0' in gymnasium.registry)"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"

@@ -1,0 +1,243 @@
+"""Golden files: loading with an account of what was read, tolerances, and name maps into our modules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hyperrl.modules.encoder import TrajectoryEncoder
+from hyperrl.modules.hypernet import GeneratedLinear
+from hyperrl.modules.normalization import RunningNorm
+from hyperrl.modules.policy import Policy
+
+# |ours - expected| <= tolerance * (1 + |expected|), as the READMEs of the golden data suggest.
+FORMULA = 1e-5
+LOSS = 1e-4
+GRADIENT = 1e-4
+UPDATE = 5e-4
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a golden file is about; `kind` is taken from its content, never from its name.
+
+    Attributes:
+        path: the file.
+        kind: the kind (models, training) or the family (environments) in its metadata; `analysis` and
+            `learning_curves` have none and are known by their arrays; empty if nothing fits.
+        meta: its metadata.
+    """
+
+    path: Path
+    kind: str
+    meta: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> Description:
+        """Reads the metadata of a file."""
+        with np.load(path, allow_pickle=False) as archive:
+            meta = json.loads(str(archive["meta"])) if "meta" in archive.files else {}
+            kind = meta.get("kind") or meta.get("family") or _kind_by_arrays(set(archive.files))
+        return cls(path, kind, meta)
+
+    def value(self, dotted: str) -> Any:
+        """The metadata under a dotted key such as `args.use_film`; none where it is absent."""
+        found: Any = self.meta
+        for key in dotted.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        return found
+
+
+def _kind_by_arrays(names: set[str]) -> str:
+    """The kind of a file without metadata."""
+    if "settings" in names:
+        return "analysis"
+    return "learning_curves" if {"steps", "values", "runs"} <= names else ""
+
+
+class Golden:
+    """One golden file. It knows which of its arrays were read, so that none is left out silently.
+
+    Args:
+        description: the file's description.
+    """
+
+    def __init__(self, description: Description) -> None:
+        self.description, self.kind, self.meta = description, description.kind, description.meta
+        with np.load(description.path, allow_pickle=False) as archive:
+            self.arrays = {name: archive[name] for name in archive.files if name != "meta"}
+        self._read: set[str] = set()
+
+    @cached_property
+    def args(self) -> Mapping[str, Any]:
+        """The reference's model arguments."""
+        return self.meta["args"]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.arrays
+
+    def __getitem__(self, name: str) -> Tensor:
+        """An array as a tensor of its own type."""
+        self._read.add(name)
+        return torch.from_numpy(self.arrays[name].copy())
+
+    def under(self, prefix: str) -> list[str]:
+        """The rest of the names that start with `prefix`."""
+        return [name.removeprefix(prefix) for name in self.arrays if name.startswith(prefix)]
+
+    def check(self, name: str, ours: Tensor, tolerance: float = FORMULA) -> None:
+        """Asserts that `ours` equals the array called `name`, shape included."""
+        assert_close(name, ours, self[name], tolerance)
+
+    def check_all_read(self, unread: Mapping[str, str]) -> None:
+        """Asserts that every array was read, or is listed.
+
+        Args:
+            unread: patterns of arrays that are left out on purpose, each with the reason.
+        """
+        left = sorted(set(self.arrays) - self._read)
+        unlisted = [name for name in left if not any(fnmatchcase(name, pattern) for pattern in unread)]
+        assert not unlisted, f"arrays that are neither compared nor listed: {unlisted}"
+
+
+def assert_close(name: str, ours: Tensor, expected: Tensor, tolerance: float) -> None:
+    """Asserts |ours - expected| <= tolerance * (1 + |expected|), element by element."""
+    torch.testing.assert_close(
+        ours.detach().double(),
+        expected.double(),
+        rtol=tolerance,
+        atol=tolerance,
+        msg=lambda message: f"{name}: {message}",
+    )
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where a parameter of the reference lives in ours.
+
+    Attributes:
+        parameter: our parameter, of which it may be a part.
+        view: shows the parameter, or a tensor laid out like it, in the reference's order of elements.
+    """
+
+    parameter: nn.Parameter
+    view: Callable[[Tensor], Tensor] = lambda tensor: tensor
+
+    @property
+    def value(self) -> Tensor:
+        """The current value."""
+        return self.view(self.parameter.data)
+
+    @property
+    def gradient(self) -> Tensor:
+        """The gradient; zeros where there is none."""
+        grad = self.parameter.grad
+        return self.view(torch.zeros_like(self.parameter) if grad is None else grad.contiguous())
+
+    def load(self, value: Tensor) -> None:
+        """Takes a value over from the reference."""
+        target = self.value
+        target.copy_(value.reshape(target.shape))
+
+
+Slots = dict[str, Slot]
+
+
+def affine_slots(name: str, layer: nn.Linear) -> Slots:
+    """Weight and bias of an ordinary layer."""
+    return {f"{name}.weight": Slot(layer.weight), f"{name}.bias": Slot(layer.bias)}
+
+
+def generated_slots(weight_head: str, bias_head: str, layer: GeneratedLinear) -> Slots:
+    """Both heads of a generated layer; the weight head is `[out * in, K]` there and entries 1..K of components here."""
+
+    def components(tensor: Tensor) -> Tensor:
+        ours = layer.components()
+        return tensor.as_strided(ours.shape, ours.stride())
+
+    return {
+        f"{weight_head}.weight": Slot(layer.weight, lambda tensor: components(tensor)[1:].permute(1, 2, 0)),
+        f"{weight_head}.bias": Slot(layer.weight, lambda tensor: components(tensor)[0]),
+        **affine_slots(bias_head, layer.bias_head),
+    }
+
+
+def encoder_slots(encoder: TrajectoryEncoder) -> Slots:
+    """The reference's names of a trajectory encoder's parameters."""
+    features = encoder.features
+    embeddings = {"state": features.state, "action": features.action, "reward": features.reward}
+    slots = affine_slots("agg.fc_after_agg.0", encoder.output)
+    for name, layer in embeddings.items():
+        if layer is not None:
+            slots |= affine_slots(f"{name}_encoder.fc", layer)
+    return slots | {f"agg.encoder.{name}": Slot(value) for name, value in encoder.sequence.cell.named_parameters()}
+
+
+def policy_slots(policy: Policy) -> Slots:
+    """The reference's names of a policy's parameters."""
+    slots: Slots = {}
+    for name, embedding in (("state", policy.state), ("latent", policy.latent)):
+        if embedding is not None and embedding.linear is not None:
+            slots |= affine_slots(f"{name}_encoder.fc", embedding.linear)
+    heads = {"actor": "dist.linear" if policy.actions.discrete else "dist.fc_mean", "critic": "critic_linear"}
+    for net, head in heads.items():
+        layers = getattr(policy, net).layers
+        for index, layer in enumerate(layers):
+            last = index == len(layers) - 1
+            if not policy.hypernetwork:
+                slots |= affine_slots(head if last else f"{net}_layers.{index}", layer)
+                continue
+            names = [f"hyper_final_to_{net}_{'linear_' * last}{part}" for part in ("weight", "bias")]
+            slots |= generated_slots(*(name if last else f"{name}.{index}" for name in names), layer)
+    if not policy.actions.discrete:
+        slots["dist.logstd"] = Slot(policy.log_std)
+    return slots
+
+
+def load_parameters(golden: Golden, prefix: str, slots: Slots, module: nn.Module) -> None:
+    """Copies `prefix<name>` into a module; both sides must be covered completely."""
+    names = golden.under(prefix)
+    assert set(names) == set(slots), f"parameters differ: {set(names) ^ set(slots)}"
+    assert sum(slot.value.numel() for slot in slots.values()) == sum(p.numel() for p in module.parameters())
+    for name in names:
+        slots[name].load(golden[prefix + name])
+
+
+def check_gradients(golden: Golden, prefix: str, slots: Slots) -> None:
+    """Compares `prefix<name>` with the gradients; a parameter without an entry must have none."""
+    for name, slot in slots.items():
+        ours = slot.gradient
+        if prefix + name in golden:
+            expected = golden[prefix + name]
+            assert_close(prefix + name, ours.reshape(expected.shape), expected, GRADIENT)
+        else:
+            assert not ours.any(), f"{prefix}{name}: a gradient where the reference has none"
+
+
+def load_norm(norm: RunningNorm, mean: Tensor, var: Tensor, count: Tensor | None = None) -> None:
+    """Sets running statistics."""
+    norm.mean.copy_(mean)
+    norm.var.copy_(var)
+    if count is not None:
+        norm.count.copy_(count)
+
+
+def norms(policy: Policy) -> Iterator[tuple[str, RunningNorm]]:
+    """The policy's running statistics by the reference's name of the input."""
+    for name, embedding in (("state", policy.state), ("latent", policy.latent)):
+        if embedding is not None and embedding.norm is not None:
+            yield name, embedding.norm
+
+
+def widths(values: Iterable[Any]) -> list[int]:
+    """Layer widths; the reference keeps some as strings."""
+    return [int(value) for value in values]

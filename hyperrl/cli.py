@@ -45,7 +45,9 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2 and one line."""
         text = configuration.one_line(message)
-        unknown = re.search(r"(?:Unrecognized arguments?:|does not accept (?:option|nested key)) ['\"]?-*([\w.]+)", text, re.I)
+        unknown = re.search(
+            r"(?:Unrecognized arguments?:|does not accept (?:option|nested key)) ['\"]?-*([\w.]+)", text, re.I
+        )
         if unknown:
             text += configuration.nearest(unknown[1], self._known_keys())
         sys.stderr.write(f"hyperrl: error: {text}\n")
@@ -134,7 +136,7 @@ class HyperRLCLI(LightningCLI):
         if not best or self.trainer.interrupted:
             return
         self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
-        for callback in self.trainer.callbacks:
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AdaptationTable):
                 callback.summary(self.trainer)
 
@@ -220,7 +222,10 @@ def run(args: list[str]) -> HyperRLCLI:
         trainer_defaults={**TRAINER_DEFAULTS, "callbacks": _callbacks()},
         save_config_callback=SaveConfig,
         auto_configure_optimizers=False,
-        parser_kwargs={"prog": "hyperrl", "description": "Meta-reinforcement learning with hypernetworks. Besides: hyperrl list envs|models|experiments."},
+        parser_kwargs={
+            "prog": "hyperrl",
+            "description": "Meta-RL with hypernetworks. Besides: hyperrl list envs|models|experiments.",
+        },
     )
 
 

@@ -59,7 +59,9 @@ def resolve_config(name: str) -> str:
     key = name.removeprefix("configs/").removesuffix(".yaml")
     if key in shipped:
         return str(shipped[key])
-    raise ConfigError(f"--config {name}: no such file, and no shipped configuration of that name{nearest(key, shipped)}")
+    raise ConfigError(
+        f"--config {name}: no such file, and no shipped configuration of that name{nearest(key, shipped)}"
+    )
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:
@@ -104,7 +106,9 @@ def one_line(message: str) -> str:
     lines = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip()]
     text = re.sub(r"\s+", " ", " ".join(lines)).strip()
     text = re.sub(r"Parser key \"([^\"]*)\":", r"\1:", text)
-    union = re.match(r"(?P<key>\S+) Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*?)\] Errors:", text)
+    union = re.match(
+        r"(?P<key>\S+) Does not validate against any of the Union subtypes Subtypes: \[(?P<types>.*?)\] Errors:", text
+    )
     value = re.search(r"(?:Got|Given) value: (\S+)", text)
     if union and value:
         text = f"{union['key']} got {value[1]}; expected one of {union['types']}"

@@ -15,7 +15,7 @@ def adaptation_metrics(returns: Tensor, success: Tensor | None = None) -> dict[s
 
     Returns:
         ``return_episode_k`` and its unbiased standard deviation ``return_std_episode_k`` for k = 1..K, their sum
-        ``return`` (the meta-episode return) with its standard error ``return_sem``, and with ``success`` the mean number
+        ``return`` (the meta-episode return), its standard error ``return_sem``, and with ``success`` the mean number
         of successful steps ``success_mean`` and the fraction of episodes with any, ``success_fraction``.
     """
     returns = returns.double()

@@ -81,8 +81,6 @@ class MLflowLogger(MLFlowLogger):
         self._offset = 0
         self._kept: set[tuple[int, str]] = set()
 
-    # ---- where things are
-
     @property
     def tracking_uri(self) -> str:
         """The MLflow tracking URI in use."""
@@ -124,8 +122,6 @@ class MLflowLogger(MLFlowLogger):
 
     def _directory(self, run_id: str) -> Path:
         return Path(self._save_dir, self.name, run_id)
-
-    # ---- the start of a run
 
     def _started(self) -> Outbox:
         if self._outbox is None:
@@ -303,8 +299,6 @@ class MLflowLogger(MLFlowLogger):
     def set_status(self, status: str) -> None:
         """Set the tag ``status``, for what MLflow's own status cannot say, such as ``diverged``."""
         self.set_tag("status", status)
-
-    # ---- when it is sent
 
     @rank_zero_only
     def flush(self) -> None:

@@ -470,8 +470,8 @@ def fit(logger: MLflowLogger, model: Toy, ckpt_path: Path | None = None) -> Mode
     # Not save_last: it saves only when another checkpoint is saved, so not while the return does not improve.
     last = ModelCheckpoint(filename="last", enable_version_counter=False)
     trainer = Trainer(
-        logger=logger, callbacks=[checkpoints, last, TrackingState()], max_epochs=4, accelerator="cpu", log_every_n_steps=1,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        logger=logger, callbacks=[checkpoints, last, TrackingState()], max_epochs=4, accelerator="cpu",
+        log_every_n_steps=1, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
     loader = DataLoader(torch.ones(3, 1), batch_size=1)
     trainer.fit(model, loader, DataLoader(torch.ones(1, 1)), ckpt_path=ckpt_path)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict, TensorDictBase
 
-from hyperrl.data.rollouts import RolloutStream, evaluate
+from hyperrl.data.rollouts import Learner, RolloutStream, evaluate
 from hyperrl.envs import MetaEnv, landmarks, make_env
 from hyperrl.errors import ConfigError
 from hyperrl.seeding import derive_seed, run_seed
@@ -29,6 +29,7 @@ class MetaDataModule(LightningDataModule):
         val_tasks: fresh tasks of each validation.
         test_tasks: fresh tasks of a test.
         eval_episodes_per_task: episodes per task in validation and test; null takes those of training.
+        held_out: fraction of the tasks that only the test sees; 0 tests on fresh draws of all tasks.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class MetaDataModule(LightningDataModule):
         val_tasks: int = 128,
         test_tasks: int = 512,
         eval_episodes_per_task: int | None = None,
+        held_out: float = 0.0,
     ) -> None:
         super().__init__()
         counts = {
@@ -59,11 +61,9 @@ class MetaDataModule(LightningDataModule):
         self.env_id, self.num_envs, self.steps_per_rollout = env, num_envs, steps_per_rollout
         self.frames, self.rollouts_per_epoch = frames, rollouts_per_epoch
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
-        options = dict(env_options or {})
-        if episodes_per_task is not None:
-            options["episodes_per_task"] = episodes_per_task
-        self.options = options
-        self.eval_options = options if eval_episodes_per_task is None else {**options, "episodes_per_task": eval_episodes_per_task}
+        self.held_out = held_out
+        self.options = options = self._options(env_options or {}, episodes_per_task)
+        self.eval_options = self._options(options, eval_episodes_per_task)
         try:
             example = make_env(env, 1, **options)
         except ValueError as error:
@@ -73,10 +73,25 @@ class MetaDataModule(LightningDataModule):
         self.stream: RolloutStream | None = None
         self._pending: dict[str, Any] | None = None
 
+    def _options(self, options: dict[str, Any], episodes_per_task: int | None) -> dict[str, Any]:
+        """Options of the environment's constructor, as far as they differ from the id's."""
+        for name in ("seed", "device", "publish"):
+            if name in options:
+                raise ConfigError(f"data.env_options.{name} is {options[name]}; expected to be left to the run")
+        split = {"task_split": "train", "test_fraction": self.held_out} if self.held_out else {}
+        episodes = {} if episodes_per_task is None else {"episodes_per_task": episodes_per_task}
+        return {**options, **split, **episodes}
+
     @property
     def rollout_metrics(self) -> dict[str, float]:
         """Metrics of the last collected rollout."""
         return self.stream.metrics if self.stream is not None else {}
+
+    @property
+    def _learner(self) -> Learner:
+        """The LightningModule, as far as data needs it."""
+        assert self.trainer is not None
+        return cast(Learner, self.trainer.lightning_module)
 
     def _make_env(self, purpose: str, num_envs: int, options: dict[str, Any], index: int = 0) -> MetaEnv:
         assert self.trainer is not None
@@ -91,7 +106,7 @@ class MetaDataModule(LightningDataModule):
         if self.stream is None:
             env = self._make_env("train", self.num_envs, self.options)
             seed = derive_seed(run_seed(), "actions", self.trainer.global_rank)
-            self.stream = RolloutStream(env, self.trainer.lightning_module.actor, self.steps_per_rollout, seed)
+            self.stream = RolloutStream(env, self._learner.actor, self.steps_per_rollout, seed)
             if self._pending is not None:
                 self.stream.load_state_dict(self._pending)
                 self._pending = None
@@ -118,10 +133,10 @@ class MetaDataModule(LightningDataModule):
     def evaluate(self, stage: str) -> TensorDict:
         """Plays fresh tasks with the current parameters, seeded by the stage and the frames trained so far."""
         assert self.trainer is not None
-        module = self.trainer.lightning_module
-        env = self._make_env(stage, self.num_tasks[stage], self.eval_options, module.frames)
+        options = {**self.eval_options, **({"task_split": "test"} if stage == "test" and self.held_out else {})}
+        env = self._make_env(stage, self.num_tasks[stage], options, self._learner.frames)
         with self.trainer.precision_plugin.forward_context():
-            return evaluate(env, module.actor(torch.Generator(env.device)))
+            return evaluate(env, self._learner.actor(torch.Generator(env.device)))
 
     # Checkpoints
 

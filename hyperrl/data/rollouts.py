@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict, TensorDictBase
@@ -15,6 +15,16 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 from hyperrl import keys
 from hyperrl.envs import MetaEnv
 from hyperrl.metrics import EpisodeReturns
+
+
+class Learner(Protocol):
+    """What collection and evaluation need of the LightningModule."""
+
+    frames: int
+
+    def actor(self, generator: torch.Generator) -> Callable[[TensorDictBase], TensorDictBase]:
+        """The acting policy."""
+
 
 ActorFactory = Callable[[torch.Generator], Callable[[TensorDictBase], TensorDictBase]]
 
@@ -102,12 +112,12 @@ def evaluate(env: MetaEnv, actor: Callable[[TensorDictBase], TensorDictBase]) ->
         for _ in range(env.horizon):
             step, td = env.step_and_maybe_reset(actor(td))
             steps.append(step[keys.NEXT].select(*_EVALUATION_KEYS, strict=False))
-    rollout = torch.stack(steps, 1)
+    rollout: TensorDictBase = torch.stack(steps, 1)
     done = rollout[keys.DONE][..., 0]
     # Tasks that end early are followed by others in the same environment: only the first one counts.
     alive = done.long().cumsum(1) - done.long() == 0
     sums = {"returns": rollout[keys.REWARD][..., 0]}
-    if keys.SUCCESS in rollout.keys():
+    if rollout.get(keys.SUCCESS, None) is not None:
         sums["success"] = rollout[keys.SUCCESS][..., 0].float()
     result = {name: _per_episode(env, value, rollout, alive) for name, value in sums.items()}
     return TensorDict(result, [len(done)])

@@ -31,7 +31,7 @@ class Agent(nn.Module):
         self.policy = Policy(obs_dim, self.encoder.latent_dim, actions, policy)
 
     def evaluate(self, observation: Tensor, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Distribution parameters and values of ``observation [..., O]`` and ``latent [..., 2L]``, flattened to ``[N, .]``."""
+        """Distribution parameters and values ``[N, .]`` of ``observation [..., O]`` and ``latent [..., 2L]``."""
         inputs = self.policy.inputs(observation.flatten(0, -2), latent.flatten(0, -2))
         return self.policy.distribution(inputs), self.policy.value(inputs)
 

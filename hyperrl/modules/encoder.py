@@ -36,7 +36,7 @@ class Transition(NamedTuple):
 
     @classmethod
     def rollout(cls, td: TensorDictBase) -> Transition:
-        """All transitions that a rollout ``[B, T]`` touches, ``[B, T+1]``: the one before its first step, then its own."""
+        """All transitions that a rollout ``[B, T]`` touches, ``[B, T+1]``: the one before its first step, its own."""
         first, own = cls.last(td[:, :1]), td[keys.NEXT]
         steps = cls(own[keys.PREV_OBSERVATION], own[keys.PREV_ACTION], own[keys.PREV_REWARD], own[keys.OBSERVATION])
         return cls(*(torch.cat(pair, 1) for pair in zip(first, steps, strict=True)))
@@ -159,7 +159,7 @@ class TrajectoryEncoder(nn.Module):
         """Advances the memory at decision time.
 
         Args:
-            td: root of a step ``[B]``: the last transition, ``is_init``, and ``memory`` as this method left it a step ago.
+            td: root of a step ``[B]``: the last transition, ``is_init``, and ``memory`` as left here a step ago.
 
         Returns:
             The latent to act on ``[B, 2L]``; ``memory`` and ``prev_memory [B, S]`` are written to ``td``.

@@ -1,4 +1,4 @@
-"""Weight initialisations of the policy as in-place functions, in the manner of ``torch.nn.init`` (spec/models.md section 6)."""
+"""Weight initialisations as in-place functions, in the manner of ``torch.nn.init`` (spec/models.md section 6)."""
 
 from __future__ import annotations
 

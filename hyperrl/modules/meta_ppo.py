@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from tensordict import TensorDict, TensorDictBase
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDictBase
 from torch import Tensor
 
 from hyperrl import keys
@@ -30,8 +31,8 @@ from hyperrl.seeding import derive_seed, run_seed
 
 # What the update reads of a rollout; everything else is dropped before minibatches are cut.
 LEARNER_KEYS = (
-    keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.PREV_MEMORY, keys.ACTION,
-    keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE,
+    keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.PREV_MEMORY,
+    keys.ACTION, keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE,
     (keys.NEXT, keys.OBSERVATION), (keys.NEXT, keys.PREV_OBSERVATION), (keys.NEXT, keys.PREV_ACTION),
     (keys.NEXT, keys.PREV_REWARD),
 )  # fmt: skip
@@ -187,7 +188,7 @@ class MetaPPO(LightningModule):
 
     def optimize(self, rollout: TensorDictBase, index: Tensor) -> dict[str, Tensor]:
         """One optimiser step on one minibatch; policy and encoder gradients are clipped separately."""
-        optimizer = self.optimizers()
+        optimizer = self._optimizer
         total, logged = self.loss(rollout, index)
         optimizer.zero_grad()
         self.manual_backward(total)
@@ -199,10 +200,17 @@ class MetaPPO(LightningModule):
         torch.clear_autocast_cache()
         return logged
 
+    @property
+    def _optimizer(self) -> LightningOptimizer:
+        """The single optimiser, through Lightning, which counts its steps."""
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
+
     def _anneal(self) -> None:
         """Sets the learning rate by frames, after each update."""
         if self.config.lr_schedule == "linear":
-            for group in self.optimizers().param_groups:
+            for group in self._optimizer.param_groups:
                 group["lr"] = self.config.lr * max(0.0, 1 - self.frames / self.total_frames)
 
     # Validation and test: the adaptation curve on fresh tasks
@@ -229,7 +237,7 @@ class MetaPPO(LightningModule):
             logger.log_metrics(metrics, step=self.frames)
 
     def _report(self, parts: list[dict[str, Tensor]], rollout: TensorDictBase, update_seconds: float) -> None:
-        """Averages what the minibatches logged, with a single transfer from the device, and checks that it is finite."""
+        """Averages what the minibatches logged, in one transfer from the device, and checks that it is finite."""
         names = list(parts[0])
         table = torch.stack([torch.stack([part[name] for name in names]) for part in parts])
         norms = torch.stack(torch._foreach_norm(list(self.agent.parameters())))
@@ -243,9 +251,9 @@ class MetaPPO(LightningModule):
             **means,
             "ppo/first_kl": first["ppo/kl"],
             "ppo/first_max_log_prob_change": first["ppo/max_log_prob_change"],
-            "learning_rate": self.optimizers().param_groups[0]["lr"],
+            "learning_rate": self._optimizer.param_groups[0]["lr"],
             "reward_std": self.reward_normalizer.var.sqrt().item(),
-            **self.trainer.datamodule.rollout_metrics,
+            **self.trainer.datamodule.rollout_metrics,  # type: ignore[attr-defined]
             "time/update": update_seconds,
             "time/frames_per_second": rollout.numel() * self.trainer.world_size / seconds,
         }

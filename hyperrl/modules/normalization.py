@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hyperrl.modules.scan import linear_scan
 
-# The prior weight of the initial moments (mean 0, variance 1): the reference's value, so that the first batch dominates.
+# Prior weight of the initial moments (mean 0, variance 1): the reference's value, so that the first batch dominates.
 INITIAL_COUNT = 1e-4
 EPSILON = 1e-8
 

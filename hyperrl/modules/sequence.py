@@ -23,13 +23,18 @@ class GRU(nn.Module):
         encoder_gru_(self.cell)
         self.output_dim = self.state_dim = hidden_dim
 
+    @property
+    def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Input and recurrent weights, input and recurrent biases."""
+        return tuple(self.cell.parameters())  # type: ignore[return-value]
+
     def initial_state(self, batch: int) -> Tensor:
         """The memory at a task's start, ``[batch, S]``."""
-        return self.cell.weight_ih_l0.new_zeros(batch, self.state_dim)
+        return self.weights[0].new_zeros(batch, self.state_dim)
 
     def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Consumes one feature vector ``[B, F]``; returns output ``[B, E]`` and state ``[B, S]``."""
-        state = torch.gru_cell(x, state, *self.cell._flat_weights)
+        state = torch.gru_cell(x, state, *self.weights)
         return state, state
 
     def forward(self, x: Tensor, reset: Tensor, state: Tensor) -> Tensor:
@@ -57,7 +62,7 @@ class GRU(nn.Module):
             state = torch.where(reset[:, :1], self.initial_state(len(x)), state)
         inner = reset[:, 1:]
         if not bool(inner.any()):
-            return gru_sequence(x, state, *self.cell._flat_weights)
+            return gru_sequence(x, state, *self.weights)
         return self._segments(x, reset, state)
 
     def _segments(self, x: Tensor, reset: Tensor, state: Tensor) -> Tensor:
@@ -70,7 +75,7 @@ class GRU(nn.Module):
         pieces = x.new_zeros(len(row), int(offset.max()) + 1, x.shape[2])
         pieces[segment, offset] = x
         initial = torch.where((first == 0).unsqueeze(-1), state[row], self.initial_state(len(row)))
-        return gru_sequence(pieces, initial, *self.cell._flat_weights)[segment, offset]
+        return gru_sequence(pieces, initial, *self.weights)[segment, offset]
 
 
 def _shared_chunks(reset: Tensor) -> list[tuple[int, int]]:

@@ -270,7 +270,11 @@ def run_init(golden: Golden) -> None:
 
 def _matrix(value: Tensor) -> Tensor:
     """A copy of a parameter as the reference's matrix: the weight head `[out, in, K]` is `[out * in, K]` there."""
-    return value.detach().reshape(-1, value.shape[-1]).clone() if value.ndim == 3 else value.detach().flatten(1 if value.ndim > 1 else 0).clone()
+    return (
+        value.detach().reshape(-1, value.shape[-1]).clone()
+        if value.ndim == 3
+        else value.detach().flatten(1 if value.ndim > 1 else 0).clone()
+    )
 
 
 def _check_raw(golden: Golden, raw: dict[str, list[Tensor]]) -> None:
@@ -294,7 +298,12 @@ def _check_base(golden: Golden, base: dict[str, list[Tensor]]) -> None:
         assert draws[0].shape == recorded.shape
         for values in (recorded, *draws):
             # Bias-HyperInit: the same for every input. None: no input, no weights.
-            assert_close(f"{name} per input", values if constant else values[4], values[:1].expand_as(values) if constant else 0 * values[4], 1e-6)
+            assert_close(
+                f"{name} per input",
+                values if constant else values[4],
+                values[:1].expand_as(values) if constant else 0 * values[4],
+                1e-6,
+            )
         expected = golden[f"stat/base/{name}"]
         for row, index in enumerate(INPUT_ROWS):
             ours = torch.stack([statistics(draw[index].view(*shape)) for draw in draws])
@@ -339,7 +348,11 @@ def _generated_bound(golden: Golden, name: str, ins: int) -> float | None:
         return 1.0
     if name.endswith("bias"):
         return 0.0
-    return math.sqrt(6 / ins) if name == "critic/head/weight" or golden.args["policy_initialisation"] == "kaiming" else None
+    return (
+        math.sqrt(6 / ins)
+        if name == "critic/head/weight" or golden.args["policy_initialisation"] == "kaiming"
+        else None
+    )
 
 
 def _kaiming(args: dict[str, Any], ins: int) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,8 +82,8 @@ class SaveConfig(SaveConfigCallback):
 class HyperRLCLI(LightningCLI):
     """LightningCLI for meta-RL: data sizes are linked to the model, and the command line wins over checkpoints."""
 
-    def __init__(self, checkpoint: dict[str, Any] | None, **kwargs: Any) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: dict[str, Any] | None, test: bool, **kwargs: Any) -> None:
+        self.checkpoint, self.test = checkpoint, test
         super().__init__(MetaPPO, MetaDataModule, **kwargs)
 
     @staticmethod
@@ -133,7 +133,7 @@ class HyperRLCLI(LightningCLI):
         """Tests the best checkpoint once, on fresh tasks, and says what to do next."""
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
-        if not best or self.trainer.interrupted:
+        if not self.test or not best or self.trainer.interrupted:
             return
         self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
@@ -150,9 +150,8 @@ def _checkpoint_arguments(args: list[str]) -> tuple[dict[str, Any] | None, list[
     config = yaml.safe_load(checkpoint[configuration.CHECKPOINT_CONFIG])
     for key in ("ckpt_path", "config", "weights_only"):
         config.pop(key, None)
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as file:
-        yaml.safe_dump(config, file, sort_keys=False)
-    return checkpoint, [args[0], "--config", file.name, *args[1:]]
+    # The parser takes a configuration as text, too.
+    return checkpoint, [args[0], "--config", json.dumps(config), *args[1:]]
 
 
 def _option(args: list[str], name: str) -> str | None:
@@ -197,7 +196,7 @@ def _callbacks() -> list[Callback]:
     return [FrameProgressBar(), FrameBudget(), AdaptationTable(), DivergenceReport(), SystemMetrics(), TrackingState()]
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """Silences warnings that tell a user of HyperRL nothing."""
     warnings.filterwarnings("ignore", module=r"(torchrl|tensordict|lightning|jsonargparse)\b.*")
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -206,8 +205,15 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("RL_WARNINGS", "0")
 
 
-def run(args: list[str]) -> HyperRLCLI:
-    """Runs one LightningCLI subcommand with command-line arguments and returns the CLI with its objects.
+def run(args: list[str], test: bool = True) -> HyperRLCLI:
+    """Runs one LightningCLI subcommand.
+
+    Args:
+        args: command-line arguments, beginning with the subcommand.
+        test: whether training ends with a test of the best checkpoint.
+
+    Returns:
+        The CLI with its objects.
 
     Raises:
         ConfigError: the arguments are wrong in a way that the parser does not see.
@@ -217,6 +223,7 @@ def run(args: list[str]) -> HyperRLCLI:
     checkpoint, args = _checkpoint_arguments(_resolve_configs(args))
     return HyperRLCLI(
         checkpoint,
+        test,
         args=args,
         parser_class=Parser,
         trainer_defaults={**TRAINER_DEFAULTS, "callbacks": _callbacks()},
@@ -231,7 +238,7 @@ def run(args: list[str]) -> HyperRLCLI:
 
 def main() -> None:
     """Entry point of the console script: wrong input ends in one line and exit status 2."""
-    _quiet_libraries()
+    quiet_libraries()
     # A console script has no working directory on its path; user classes are named by class path.
     sys.path.insert(0, str(Path.cwd()))
     args = sys.argv[1:]

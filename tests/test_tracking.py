@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import socket
 import sys
 import time
@@ -128,6 +129,14 @@ def test_deleted_experiment_is_named(make: MakeLogger, store: str) -> None:
         _ = make().experiment
 
 
+def test_mlflow_is_told_not_to_wait_for_minutes(make: MakeLogger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+    _ = make().experiment
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
+    assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
 # ---- metrics
 
 
@@ -153,13 +162,25 @@ def test_names_and_values_that_mlflow_or_json_lack(make: MakeLogger) -> None:
     json.loads((logger.run_dir / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
 
 
-def test_more_metrics_than_one_call_takes(make: MakeLogger) -> None:
+def test_more_metrics_than_one_call_takes(make: MakeLogger, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = make()
     logger.log_metrics({f"wide/{i}": float(i) for i in range(1500)}, step=1)
     for step in range(2, 400):
         logger.log_metrics({"a": 0.5, "b": 1.5, "c": 2.5}, step=step)
+    client = logger._outbox.client
+    log_batch, calls = client.log_batch, []
+
+    def fails_once(run_id: str, metrics: list[Any]) -> None:
+        calls.append(len(metrics))
+        if len(calls) == 4:
+            raise OSError("connection reset")
+        log_batch(run_id, metrics=metrics)
+
+    monkeypatch.setattr(client, "log_batch", fails_once)
     logger.flush()
-    client = MlflowClient(logger.tracking_uri)
+    assert steps(logger, "b")[-1] == 334
+    logger.flush()
+    assert calls == [1000, 500, 999, 195, 195]
     assert len(client.get_run(logger.run_id).data.metrics) == 1503
     assert [m.step for m in client.get_metric_history(logger.run_id, "b")] == list(range(2, 400))
 
@@ -238,6 +259,7 @@ def test_metrics_sent_after_the_checkpoint_are_kept(make: MakeLogger) -> None:
     logger = make()
     log_steps(logger, 10, 20)
     state = checkpoint(logger)
+    logger.log_metrics({"test/return": 1.0}, step=20)
     log_steps(logger, 30, 40)
     logger.finalize("failed")  # Ctrl+C or an exception: all was sent
     kept = lines(logger.run_dir)
@@ -245,6 +267,7 @@ def test_metrics_sent_after_the_checkpoint_are_kept(make: MakeLogger) -> None:
     resumed = make()
     resumed.resume(state)
     assert MlflowClient(resumed.tracking_uri).get_run(resumed.run_id).info.status == "RUNNING"
+    resumed.log_metrics({"test/return": 1.0}, step=20)
     log_steps(resumed, 30)
     early = checkpoint(resumed)  # a checkpoint between what was kept
     log_steps(resumed, 40, 50)
@@ -253,6 +276,7 @@ def test_metrics_sent_after_the_checkpoint_are_kept(make: MakeLogger) -> None:
     log_steps(again, 40, 50)
     again.finalize()
     assert steps(again) == [10, 20, 30, 40, 50]
+    assert steps(again, "test/return") == [20]
     assert history(again) == lines(again.run_dir)
     assert set(kept) < set(history(again))
 
@@ -320,6 +344,7 @@ def test_server_away_during_the_run(make: MakeLogger, dead_uri: str, caplog: pyt
     for step in (20, 30, 40):
         log_steps(logger, step)
         checkpoint(logger)
+        logger.flush()
     logger.set_status("diverged")
     assert time.monotonic() - start < 30
     warnings = [record for record in caplog.records if record.levelno >= logging.WARNING and "away" in record.message]

@@ -42,20 +42,21 @@ class _Recurrence(torch.autograd.Function):
     def forward(ctx: Any, projected: Tensor, state: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
         steps, batch, width = projected.shape
         hidden = width // 3
-        gates = torch.empty_like(projected)
-        recurrent_new = projected.new_empty(steps, batch, hidden)
+        gates, recurrent = torch.empty_like(projected), torch.empty_like(projected)
         states = projected.new_empty(steps + 1, batch, hidden)
         states[0] = state
         w_t = w_hh.t()
-        buffer = projected.new_empty(batch, width)
-        for p, g, q, h, out in zip(projected, gates, recurrent_new, states[:-1], states[1:], strict=True):
-            torch.addmm(b_hh, h, w_t, out=buffer)
-            q.copy_(buffer[:, 2 * hidden :])
-            r_and_z, new = g[:, : 2 * hidden], g[:, 2 * hidden :]
-            torch.add(p[:, : 2 * hidden], buffer[:, : 2 * hidden], out=r_and_z).sigmoid_()
-            torch.addcmul(p[:, 2 * hidden :], r_and_z[:, :hidden], q, out=new).tanh_()
-            torch.lerp(new, h, r_and_z[:, hidden:], out=out)
-        ctx.save_for_backward(gates, recurrent_new, states, w_hh)
+        both, last = slice(0, 2 * hidden), slice(2 * hidden, width)
+        # Slices of whole sequences, cut once: cutting them at every step would cost as much as the arithmetic.
+        inputs, pre, post = ([x.unbind(0) for x in (t[..., both], t[..., last])] for t in (projected, recurrent, gates))
+        reset, update = gates[..., :hidden].unbind(0), gates[..., hidden : 2 * hidden].unbind(0)
+        products, memory = recurrent.unbind(0), states.unbind(0)
+        for t in range(steps):
+            torch.addmm(b_hh, memory[t], w_t, out=products[t])
+            torch.add(inputs[0][t], pre[0][t], out=post[0][t]).sigmoid_()
+            torch.addcmul(inputs[1][t], reset[t], pre[1][t], out=post[1][t]).tanh_()
+            torch.lerp(post[1][t], memory[t], update[t], out=memory[t + 1])
+        ctx.save_for_backward(gates, recurrent[..., last], states, w_hh)
         return states[1:]
 
     @staticmethod
@@ -70,10 +71,12 @@ class _Recurrence(torch.autograd.Function):
         recurrent = torch.empty_like(gates)  # gradients at the recurrent pre-activations
         upstream = torch.empty_like(n)  # gradients at every h'
         carry = torch.zeros_like(n[0])
-        for t in range(len(grad) - 1, -1, -1):
-            total = torch.add(grad[t], carry, out=upstream[t])
-            torch.mul(factors[t].view(-1, 3, hidden), total.unsqueeze(1), out=recurrent[t].view(-1, 3, hidden))
-            carry = torch.addcmul(recurrent[t] @ w_hh, total, z[t])
+        by_gate, to_gate = (t.unflatten(-1, (3, hidden)).unbind(0) for t in (factors, recurrent))
+        totals, grads, gradients, keep = upstream.unbind(0), grad.unbind(0), recurrent.unbind(0), z.unbind(0)
+        for t in range(len(grads) - 1, -1, -1):
+            torch.add(grads[t], carry, out=totals[t])
+            torch.mul(by_gate[t], totals[t].unsqueeze(1), out=to_gate[t])
+            carry = torch.addcmul(gradients[t] @ w_hh, totals[t], keep[t])
         flat = recurrent.flatten(0, 1)
         projected = torch.cat([recurrent[..., : 2 * hidden], upstream * by_new], -1)
         return projected, carry, flat.t() @ states[:-1].flatten(0, 1), flat.sum(0)

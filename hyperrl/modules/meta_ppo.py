@@ -131,8 +131,6 @@ class MetaPPO(LightningModule):
         rollout = rollout.copy()
         rollout[keys.STATE_VALUE], rollout[keys.VALUE_TARGET] = value, target
         rollout[keys.ADVANTAGE] = normalize_advantages(advantage)
-        # Casts of the weights that autocast cached without gradient must not serve the training passes.
-        torch.clear_autocast_cache()
         return rollout.select(*LEARNER_KEYS), latent
 
     def _values(self, rollout: TensorDictBase, latent: Tensor, next_latent: Tensor) -> tuple[Tensor, Tensor]:
@@ -196,8 +194,6 @@ class MetaPPO(LightningModule):
             norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.max_grad_norm)
             logged[f"grad_norm/{name}"] = norm
         optimizer.step()
-        # The weights have changed under the casts that autocast keeps for the whole training step.
-        torch.clear_autocast_cache()
         return logged
 
     @property

@@ -74,11 +74,15 @@ class PolicyConfig:
     def __post_init__(self) -> None:
         if self.hypernetwork and not self.use_state:
             raise ConfigError(
-                "model.policy.hypernetwork is true and model.policy.use_state is false; expected use_state: true, because "
-                "a generated policy has no other input"
+                "model.policy.hypernetwork is true and model.policy.use_state is false; expected use_state: true, "
+                "since a generated policy has no other input"
             )
         if not self.layers or min(self.layers) < 1:
             raise ConfigError(f"model.policy.layers is {self.layers}; expected at least one positive width")
+        for name in ("state_embedding_dim", "latent_embedding_dim"):
+            width = getattr(self, name)
+            if width is not None and width < 1:
+                raise ConfigError(f"model.policy.{name} is {width}; expected at least 1, or null for no embedding")
         if self.init_std <= 0:
             raise ConfigError(f"model.policy.init_std is {self.init_std}; expected a positive number")
 
@@ -211,7 +215,9 @@ class Policy(nn.Module):
             self.log_std = nn.Parameter(torch.full((actions.dim,), config.init_std).log())
         if self.bound_actions:
             if actions.low is None or actions.high is None:
-                raise ValueError("policy.bound_actions is true; expected false, because these actions have no bounds")
+                raise ConfigError(
+                    "model.policy.bound_actions is true; expected false, as the environment's actions have no bounds"
+                )
             self.register_buffer("low", torch.tensor(actions.low), persistent=False)
             self.register_buffer("high", torch.tensor(actions.high), persistent=False)
             self.symmetric = set(actions.low) == {-1.0} and set(actions.high) == {1.0}

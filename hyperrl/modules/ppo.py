@@ -18,6 +18,7 @@ from hyperrl.errors import ConfigError
 from hyperrl.modules.distributions import DiagonalNormal, UncheckedCategorical
 
 ADVANTAGE_EPSILON = 1e-5
+NEGLIGIBLE = 1e-7
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ def generalized_advantages(
     Returns:
         Advantages and value targets, both ``[B, T, 1]``.
     """
+    if gamma * gae_lambda < NEGLIGIBLE:  # TorchRL drops such terms of the sum and fails if none is left
+        target = reward + gamma * next_value.masked_fill(terminated, 0.0)
+        return target - value, target
     advantage, target = vec_generalized_advantage_estimate(
         gamma, gae_lambda, value, next_value, reward, done, terminated
     )

@@ -90,6 +90,10 @@ class Golden:
         self._read.add(name)
         return torch.from_numpy(self.arrays[name].copy())
 
+    def find(self, name: str) -> Tensor | None:
+        """An array that only some files have."""
+        return self[name] if name in self.arrays else None
+
     def under(self, prefix: str) -> list[str]:
         """The rest of the names that start with `prefix`."""
         return [name.removeprefix(prefix) for name in self.arrays if name.startswith(prefix)]

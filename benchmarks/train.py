@@ -1,0 +1,176 @@
+"""Trains for real through the command line and reports where the time goes, as one JSON line at the end.
+
+    python benchmarks/train.py --frames 50000 --config experiment/gridnavi_rnn_hn [any `hyperrl fit` override]
+
+Everything a user pays for is included: collection, updates, validation, checkpoints, tracking. The first `--warmup`
+rollouts are left out; in the first of them operations are counted, from which `gflops` follows.
+
+- `frames_per_second`: after warm-up, over the wall time of training.
+- `share_*`: parts of that time: the policy's and the environment's half of collection, the update, validation,
+  logging (metrics, checkpoints, tracking), and the rest.
+- `gflops`: matrix products per second, of all the time; `update_gflops`: of the update alone.
+- `gemm_ratio`, `update_gemm_ratio`: those against one large matrix product in the same precision and process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from hyperrl import cli
+from hyperrl.data.datamodule import MetaDataModule
+from hyperrl.envs import MetaEnv
+from hyperrl.modules.meta_ppo import MetaPPO
+
+GEMM_SIZE = 2048
+
+
+class Clock:
+    """Adds up the time spent in patched methods, and counts operations in the first rollout."""
+
+    def __init__(self, warmup: int) -> None:
+        self.warmup = warmup
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.rollouts = 0
+        self.frames = 0
+        self.validating = False
+        self.flops = {"collect": 0, "update": 0}
+        self.start = self.end = time.perf_counter()
+
+    def timed(self, owner: type, method: str, name: str) -> None:
+        """Patches ``owner.method`` so that its time counts as ``name``."""
+        original: Callable[..., Any] = getattr(owner, method)
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return original(*args, **kwargs)
+            finally:
+                # Validation plays, too, but counts as validation only.
+                if name == "validation" or not self.validating:
+                    self.seconds[name] += time.perf_counter() - start
+
+        setattr(owner, method, wrapper)
+
+    @contextlib.contextmanager
+    def counting(self, name: str) -> Iterator[None]:
+        """Counts the operations of the first rollout."""
+        if self.rollouts:
+            yield
+            return
+        with FlopCounterMode(display=False) as counter:
+            yield
+        self.flops[name] = counter.get_total_flops()
+
+    def watch(self) -> None:
+        """Patches the methods that make up a run."""
+        collect, step, evaluate = MetaDataModule.collect, MetaPPO.training_step, MetaDataModule.evaluate
+
+        def counted_collect(data: MetaDataModule) -> Any:
+            with self.counting("collect"):
+                return collect(data)
+
+        def counted_step(module: MetaPPO, rollout: Any, batch_idx: int) -> None:
+            with self.counting("update"):
+                step(module, rollout, batch_idx)
+            self._after_rollout(rollout.numel())
+
+        def flagged_evaluate(data: MetaDataModule, stage: str) -> Any:
+            self.validating = True
+            try:
+                return evaluate(data, stage)
+            finally:
+                self.validating = False
+
+        MetaDataModule.collect = counted_collect  # type: ignore[method-assign]
+        MetaDataModule.evaluate = flagged_evaluate  # type: ignore[method-assign]
+        MetaPPO.training_step = counted_step  # type: ignore[method-assign]
+        self.timed(MetaPPO, "training_step", "update")
+        self.timed(MetaPPO, "log_metrics", "log")
+        self.timed(MetaDataModule, "collect", "collect")
+        self.timed(MetaDataModule, "evaluate", "validation")
+        self.timed(MetaEnv, "step_and_maybe_reset", "environment")
+        self.timed(ModelCheckpoint, "on_train_epoch_end", "checkpoint")
+
+    def _after_rollout(self, frames: int) -> None:
+        self.rollouts += 1
+        self.end = time.perf_counter()
+        if self.rollouts == self.warmup:
+            self.seconds.clear()
+            self.start = self.end
+            self.frames = 0
+        elif self.rollouts > self.warmup:
+            self.frames += frames
+
+    def report(self) -> dict[str, float]:
+        """What the time after warm-up went into."""
+        total, seconds = self.end - self.start, self.seconds
+        shares = {
+            "share_environment": seconds["environment"],
+            # The collector's own overhead counts as acting.
+            "share_acting": seconds["collect"] - seconds["environment"],
+            "share_update": seconds["update"] - seconds["log"],
+            "share_validation": seconds["validation"],
+            "share_logging": seconds["log"] + seconds["checkpoint"],
+        }
+        return {"frames_per_second": self.frames / total, **{k: v / total for k, v in shares.items()}}
+
+
+def gemm_rate(precision: str) -> float:
+    """Floating-point operations per second of one large matrix product, the median of several."""
+    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
+    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=dtype) for _ in range(2))
+    times = []
+    for _ in range(9):
+        start = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - start)
+    return 2 * GEMM_SIZE**3 / statistics.median(times[2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--frames", type=int, default=50_000, help="frames to train for, warm-up included")
+    parser.add_argument("--warmup", type=int, default=5, help="rollouts to leave out")
+    parser.add_argument("--config", action="append", default=[], help="configurations, as for `hyperrl fit`")
+    args, overrides = parser.parse_known_args()
+    cli.quiet_libraries()
+    logging.disable(logging.INFO)
+    clock = Clock(args.warmup)
+    clock.watch()
+    configs = [part for config in args.config or ["experiment/gridnavi_rnn_hn"] for part in ("--config", config)]
+    with tempfile.TemporaryDirectory() as folder:
+        store = f"--trainer.logger.init_args.save_dir={folder}"
+        done = cli.run(["fit", *configs, f"--data.frames={args.frames}", store, *overrides], test=False)
+    precision = str(done.trainer.precision)
+    gemm = gemm_rate(precision)
+    report = clock.report()
+    per_rollout = report["frames_per_second"] / (done.datamodule.num_envs * done.datamodule.steps_per_rollout)
+    gflops = sum(clock.flops.values()) * per_rollout / 1e9
+    update_gflops = clock.flops["update"] * per_rollout / report["share_update"] / 1e9
+    report |= {
+        "gflops": gflops,
+        "update_gflops": update_gflops,
+        "gemm_gflops": gemm / 1e9,
+        "gemm_ratio": gflops * 1e9 / gemm,
+        "update_gemm_ratio": update_gflops * 1e9 / gemm,
+    }
+    named = {"precision": precision, "num_envs": done.datamodule.num_envs, "threads": torch.get_num_threads()}
+    sys.stdout.write(json.dumps(named | {name: round(value, 4) for name, value in report.items()}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,326 @@
+"""Golden PPO updates, composed of our learner's public pieces in the reference's order.
+
+What differs there: running input statistics move before the epochs, the memory is reset before a task's last transition
+is encoded, the latent at a rollout's start is given, and minibatches are single steps in time-major order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from model_cases import encoder_config, policy_config
+from support import (
+    FORMULA,
+    LOSS,
+    UPDATE,
+    Golden,
+    Slots,
+    assert_close,
+    encoder_slots,
+    load_norm,
+    load_parameters,
+    norms,
+    policy_slots,
+)
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
+from training_cases import batch_first
+
+from hyperrl import keys
+from hyperrl.modules.agent import Agent
+from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder, Transition
+from hyperrl.modules.meta_ppo import MetaPPO
+from hyperrl.modules.policy import ActionSpace, PolicyConfig
+from hyperrl.modules.ppo import PPOConfig
+
+UNREAD = {
+    "reward_decoder/*": "the update has no decoder loss",
+    "state_decoder/*": "the update has no decoder loss",
+    "task_decoder/*": "the update has no decoder loss",
+    "vae_*": "the update has no decoder loss",
+    "*latent_samples": "the policy reads mean and log variance (sample_embeddings is off)",
+}
+BOUNDS = {"low": (-1.0, -1.0), "high": (1.0, 1.0)}
+# The mean over a parameter's entries may be off by much less than the tolerance of a single entry, which Adam's
+# division by small gradients needs: a step of an update changes entries by up to the learning rate.
+MEAN_UPDATE = 1e-5
+
+
+class ReferenceOrder(TrajectoryEncoder):
+    """An encoder whose rollouts are encoded in the reference's order: reset, then the task's last transition.
+
+    Args:
+        other: the encoder that shares its parameters.
+        trained: whether the update's gradients reach the encoder; if not, the recorded latents stand.
+    """
+
+    def __init__(self, other: TrajectoryEncoder, trained: bool) -> None:
+        super(TrajectoryEncoder, self).__init__()
+        self.features, self.sequence, self.output = other.features, other.sequence, other.output
+        self.latent_dim, self.state_dim, self.trained = other.latent_dim, other.state_dim, trained
+
+    def begin(self, first: Tensor, memory: Tensor, reset: Tensor, recorded: Tensor) -> None:
+        """Takes what is given of a rollout.
+
+        Args:
+            first: latent before the first step `[B, 2L]`.
+            memory: memory before the first step `[B, S]`.
+            reset: before which transitions the memory is reset `[B, T]`.
+            recorded: all recorded latents `[B, T+1, 2L]`.
+        """
+        self.first, self.memory, self.reset, self.recorded = first, memory, reset, recorded
+
+    def recompute(self, rollout: TensorDictBase) -> Tensor:
+        """Latents `[B, T+1, 2L]` under the current parameters."""
+        latents = self(Transition.last(rollout[keys.NEXT]), self.reset, self.memory)
+        return torch.cat([self.first.unsqueeze(1), latents], 1)
+
+    def encode(self, rollout: TensorDictBase) -> tuple[Tensor, Tensor]:
+        """Latents at decision time and after the step."""
+        latents = self.recompute(rollout) if self.trained else self.recorded
+        return latents[:, :-1], latents[:, 1:]
+
+
+class Learner(MetaPPO):
+    """Our learner under Lightning's trainer, replaying recorded updates instead of training on rollouts."""
+
+    replay: Callable[[int], None]
+    own_optimizer: Callable[[], torch.optim.Optimizer] | None = None
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The learner's optimiser, or one that a file needs and the library does not offer."""
+        return self.own_optimizer() if self.own_optimizer else super().configure_optimizers()
+
+    def training_step(self, update: int, batch_idx: int) -> None:
+        """Replays the update of this number."""
+        self.replay(update)
+
+    def finish(self, frames: int) -> None:
+        """What follows the epochs."""
+        self.frames += frames
+        self._anneal()
+
+
+class Case:
+    """One file: the learner, and what is needed to replay its updates.
+
+    Args:
+        golden: the file.
+    """
+
+    def __init__(self, golden: Golden) -> None:
+        self.golden, self.args = golden, golden.args
+        self.updates = golden.meta["updates"]
+        assert not self.args["sample_embeddings"]
+        assert not self.args["add_nonlinearity_to_latent"]
+        self.trained = self.args["rlloss_through_encoder"]
+        self.steps, self.envs = golden.arrays[f"{self.prefix(0)}actions"].shape[:2]
+        self.learner = self._learner()
+        agent = self.learner.agent
+        load_parameters(golden, "policy/", policy_slots(agent.policy), agent.policy)
+        load_parameters(golden, "encoder/", encoder_slots(agent.encoder), agent.encoder)
+        for name, norm in norms(agent.policy):
+            load_norm(norm, *(golden[f"initial_{name}_rms_{statistic}"] for statistic in ("mean", "var", "count")))
+
+    def prefix(self, update: int) -> str:
+        """Rollouts of a file with several updates are numbered."""
+        return f"u{update}/" if self.updates > 1 else ""
+
+    def _learner(self) -> Learner:
+        args, space = self.args, self.golden.meta["action_space"]
+        dim, number = args["action_dim"], None
+        if space.startswith("discrete"):
+            number = int(space.removeprefix("discrete"))
+        frames = self.golden.meta["train_steps"] * self.steps * self.envs
+        small = PolicyConfig(layers=[1]), _ppo_config(args)
+        learner = Learner(args["state_dim"], dim, number, self.envs, frames, EncoderConfig(), *small)
+        actions = ActionSpace(dim, number, **({} if number else BOUNDS))
+        learner.agent = Agent(args["state_dim"], actions, encoder_config(args), policy_config(args))
+        learner.agent.encoder = ReferenceOrder(learner.agent.encoder, self.trained)
+        if args["policy_optimiser"] == "rmsprop":
+            # No option of ours; the update around it is compared all the same.
+            learner.own_optimizer = lambda: torch.optim.RMSprop(
+                learner.agent.policy.parameters(), lr=args["lr_policy"], eps=args["policy_eps"], alpha=0.99
+            )
+        return learner
+
+    def rollout(self, update: int) -> TensorDict:
+        """A recorded rollout `[B, T]` in our layout."""
+        prefix = self.prefix(update)
+        names = ("prev_state", "next_state", "actions", "masks")
+        get = {name: batch_first(self.golden[prefix + name]) for name in names}
+        action = get["actions"].float()
+        reward = batch_first(self.golden[f"{prefix}rewards_raw"])
+        done = get["masks"][:, 1:] == 0
+        blank = torch.zeros_like(get["next_state"])
+        own = {
+            keys.PREV_OBSERVATION: get["prev_state"][:, :-1],
+            keys.PREV_ACTION: action,
+            keys.PREV_REWARD: reward,
+            keys.OBSERVATION: get["next_state"],
+            keys.REWARD: self._rewards(prefix),
+            keys.DONE: done,
+            keys.TERMINATED: done,
+        }
+        root = {
+            keys.OBSERVATION: get["prev_state"][:, :-1],
+            # Of the step before the rollout nothing is recorded, and nothing is needed: its latent is given.
+            keys.PREV_OBSERVATION: blank,
+            keys.PREV_ACTION: torch.zeros_like(action),
+            keys.PREV_REWARD: torch.zeros_like(reward),
+            keys.IS_INIT: torch.zeros_like(done),
+            keys.PREV_MEMORY: batch_first(self.golden[f"{prefix}hidden_states"])[:, :-1],
+            keys.ACTION: get["actions"].squeeze(-1) if self.learner.agent.actions.discrete else get["actions"],
+            keys.ACTION_LOG_PROB: batch_first(self.golden[f"{prefix}action_log_probs"]).squeeze(-1),
+            keys.NEXT: TensorDict(own, done.shape[:2]),
+        }
+        return self._apply_limits(TensorDict(root, done.shape[:2]), prefix)
+
+    def _rewards(self, prefix: str) -> Tensor:
+        """The rewards that the policy learns from."""
+        both = {name: self.golden[f"{prefix}rewards_{name}"] for name in ("raw", "normalised")}
+        return batch_first(both["normalised" if self.args["norm_rew_for_policy"] else "raw"])
+
+    def _apply_limits(self, rollout: TensorDict, prefix: str) -> TensorDict:
+        """A step with the time limit's mark learns nothing: its reward is its own value, and it terminates."""
+        limit = batch_first(self.golden[f"{prefix}bad_masks"])[:, 1:] == 0
+        if self.args["use_proper_time_limits"]:
+            after, values = rollout[keys.NEXT], batch_first(self.golden[f"{prefix}value_preds"])[:, :-1]
+            after[keys.REWARD] = torch.where(limit, values, after[keys.REWARD])
+            for name in (keys.DONE, keys.TERMINATED):
+                after[name] = after[name] | limit
+        return rollout
+
+    def minibatches(self, update: int) -> Iterator[Tensor]:
+        """The recorded permutations, cut, with our count of steps (`b * T + t`, there `t * B + b`)."""
+        size = self.steps * self.envs // self.args["ppo_num_minibatch"]
+        for permutation in self.golden["permutations"][update]:
+            for index in permutation.split(size):
+                if len(index) == size:
+                    yield index % self.envs * self.steps + index // self.envs
+
+
+def _ppo_config(args: Mapping[str, Any]) -> PPOConfig:
+    return PPOConfig(
+        lr=args["lr_policy"],
+        lr_schedule="linear" if args["policy_anneal_lr"] else "constant",
+        eps=args["policy_eps"],
+        gamma=args["policy_gamma"],
+        gae_lambda=args["policy_tau"] if args["policy_use_gae"] else 1.0,
+        clip=args["ppo_clip_param"],
+        clip_value=args["ppo_use_clipped_value_loss"],
+        huber=args["ppo_use_huberloss"],
+        value_coeff=args["policy_value_loss_coef"],
+        entropy_coeff=args["policy_entropy_coef"],
+        max_grad_norm=args["policy_max_grad_norm"],
+        epochs=args["ppo_num_epochs"],
+        num_minibatches=args["ppo_num_minibatch"],
+        minibatch="step",
+        normalize_rewards=False,  # recorded rollouts hold both rewards
+    )
+
+
+class Replay:
+    """The updates of one file, one call per update, in order.
+
+    Args:
+        golden: the file.
+    """
+
+    def __init__(self, golden: Golden) -> None:
+        self.golden, self.case = golden, Case(golden)
+        self.losses: list[Tensor] = []
+        self.rates: list[list[float]] = []
+
+    def __call__(self, update: int) -> None:
+        """Replays an update and compares what it leaves."""
+        case, golden = self.case, self.golden
+        learner = case.learner
+        rollout = case.rollout(update)
+        _begin(case, update, rollout)
+        rollout, latent = learner.with_advantages(rollout)
+        golden.check(f"{case.prefix(update)}returns", batch_first(rollout[keys.VALUE_TARGET]), LOSS)
+        learner.agent.policy.update_statistics(rollout[keys.OBSERVATION], latent)
+        parts = [learner.optimize(rollout, index) for index in case.minibatches(update)]
+        learner.finish(rollout.numel())
+        self.losses.append(torch.stack([_loss_row(case, part) for part in parts]))
+        self.rates.append([group["lr"] for group in learner.optimizers().param_groups])
+        _check_after(case, update)
+
+    def check_totals(self) -> None:
+        """Compares what is recorded over all updates."""
+        golden, args = self.golden, self.case.args
+        golden.check("minibatch_losses", torch.cat(self.losses), LOSS)
+        number = args["ppo_num_epochs"] * args["ppo_num_minibatch"]
+        total, value, action, entropy = torch.stack([losses.sum(0) / number for losses in self.losses]).T
+        unused = torch.zeros(len(total), 5)  # norms of gradients and inputs, which no case computes
+        golden.check("update_stats", torch.cat([torch.stack([value, action, entropy, total], 1), unused], 1), LOSS)
+        # The second column is the optimiser of encoder and decoders: there is none where nothing trains the encoder.
+        columns = slice(None) if self.case.trained else slice(1)
+        assert_close("lr_after", torch.tensor(self.rates)[:, columns], golden["lr_after"][:, columns], FORMULA)
+
+
+def run_ppo_update(golden: Golden) -> None:
+    """Complete updates: values and log-probabilities of the rollout, losses, statistics, parameters, rates."""
+    replay = Replay(golden)
+    learner = replay.case.learner
+    learner.replay = replay
+    trainer = Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True)
+    trainer.fit(learner, range(golden.meta["updates"]))
+    assert len(replay.losses) == golden.meta["updates"]
+    replay.check_totals()
+    golden.check_all_read(UNREAD)
+
+
+def _begin(case: Case, update: int, rollout: TensorDictBase) -> None:
+    """Gives the encoder the rollout's start, and checks that acting would give what was recorded."""
+    golden, prefix, agent = case.golden, case.prefix(update), case.learner.agent
+    encoder: Any = agent.encoder
+    halves = [batch_first(golden[f"{prefix}latent_{half}"]) for half in ("mean", "logvar")]
+    recorded = torch.cat(halves, -1)
+    memories = batch_first(golden[f"{prefix}hidden_states"])
+    done = batch_first(golden[f"{prefix}done"])[:, 1:].squeeze(-1).bool()
+    assert torch.equal(done, batch_first(golden[f"{prefix}masks"])[:, 1:].squeeze(-1) == 0)
+    encoder.begin(recorded[:, 0], memories[:, 0], done, recorded)
+    with torch.no_grad():
+        assert_close(f"{prefix}latent", encoder.recompute(rollout), recorded, LOSS)
+        features = encoder.features(Transition.last(rollout[keys.NEXT]))
+        states = encoder.sequence(features, done, memories[:, 0])
+        assert_close(f"{prefix}hidden_states", states, memories[:, 1:], LOSS)
+        observations = batch_first(golden[f"{prefix}prev_state"])
+        values = agent.values(observations, recorded)
+        golden.check(f"{prefix}value_preds", batch_first(values), LOSS)
+        golden.check(f"{prefix}next_value", values[:, -1], LOSS)
+        parameters, value = agent.evaluate(rollout[keys.OBSERVATION], recorded[:, :-1])
+        batch = rollout.flatten().update({**parameters, keys.NEW_VALUE: value})
+        log_prob = case.learner.ppo_loss.log_prob(batch).view(rollout.shape).unsqueeze(-1)
+        golden.check(f"{prefix}action_log_probs", batch_first(log_prob), LOSS)
+
+
+def _loss_row(case: Case, part: dict[str, Tensor]) -> Tensor:
+    """Total, value, action and entropy of a minibatch, as recorded."""
+    value = part["loss/critic"] / case.args["policy_value_loss_coef"]
+    return torch.stack([part["loss/total"], value, part["loss/objective"], part["ppo/entropy"]])
+
+
+def _check_after(case: Case, update: int) -> None:
+    """Parameters and input statistics after an update."""
+    golden, agent = case.golden, case.learner.agent
+    prefix = f"{case.prefix(update)}after/"
+    _check_parameters(golden, f"{prefix}policy/", policy_slots(agent.policy))
+    if case.trained:
+        _check_parameters(golden, f"{prefix}encoder/", encoder_slots(agent.encoder))
+    for name, norm in norms(agent.policy):
+        for statistic in ("mean", "var", "count"):
+            golden.check(f"{prefix}{name}_rms_{statistic}", getattr(norm, statistic))
+
+
+def _check_parameters(golden: Golden, prefix: str, slots: Slots) -> None:
+    for name, slot in slots.items():
+        expected = golden[prefix + name]
+        ours = slot.value.reshape(expected.shape)
+        assert_close(prefix + name, ours, expected, UPDATE)
+        assert (ours - expected).abs().mean() <= MEAN_UPDATE * (1 + expected.abs().mean()), f"{prefix}{name}: mean"

@@ -289,11 +289,11 @@ def adaptation_table(metrics: Mapping[str, Any], stage: str, landmarks: Mapping[
 
 def _best_checkpoint(trainer: Trainer) -> Path | None:
     """Return the best checkpoint or, where nothing is monitored, the last one."""
-    callback = trainer.checkpoint_callback
-    if not isinstance(callback, ModelCheckpoint):
-        return None
-    path = callback.best_model_path or callback.last_model_path
-    return Path(path) if path else None
+    callbacks = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+    for callback in sorted(callbacks, key=lambda callback: callback.monitor is None):
+        if path := callback.best_model_path or callback.last_model_path:
+            return Path(path)
+    return None
 
 
 def _ui_command(logger: MLflowLogger) -> str:

@@ -72,7 +72,8 @@ class SaveConfig(SaveConfigCallback):
         """Logs the configuration at the start of training."""
         for logger in trainer.loggers:
             if stage == "fit" and isinstance(logger, MLflowLogger):
-                logger.log_config(yaml.safe_load(self._text()), self._text())
+                config = yaml.safe_load(self._text())
+                logger.log_config(config, self._text(), tags={"model": configuration.model_name(config)})
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, so that a checkpoint alone is enough."""
@@ -102,7 +103,6 @@ class HyperRLCLI(LightningCLI):
                 "checkpoint.monitor": "val/return",
                 "checkpoint.mode": "max",
                 "checkpoint.save_top_k": 2,
-                "checkpoint.save_last": True,
                 "checkpoint.filename": "epoch{epoch}-return{val/return:.2f}",
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.save_on_train_epoch_end": True,
@@ -133,9 +133,10 @@ class HyperRLCLI(LightningCLI):
         """Tests the best checkpoint once, on fresh tasks, and says what to do next."""
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
-        if not self.test or not best or self.trainer.interrupted:
+        if not self.test or self.trainer.interrupted:
             return
-        self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
+        if best:
+            self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AdaptationTable):
                 callback.summary(self.trainer)
@@ -193,7 +194,17 @@ def _list(args: list[str]) -> None:
 
 def _callbacks() -> list[Callback]:
     """What every run has besides the callbacks of its configuration."""
-    return [FrameProgressBar(), FrameBudget(), AdaptationTable(), DivergenceReport(), SystemMetrics(), TrackingState()]
+    # Lightning's `save_last` writes only when a best-k checkpoint is written, too; resuming needs the newest state.
+    last = ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True)
+    return [
+        FrameProgressBar(),
+        FrameBudget(),
+        AdaptationTable(),
+        DivergenceReport(),
+        SystemMetrics(),
+        TrackingState(),
+        last,
+    ]
 
 
 def quiet_libraries() -> None:

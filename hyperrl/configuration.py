@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from hyperrl.errors import ConfigError
 
@@ -62,6 +63,21 @@ def resolve_config(name: str) -> str:
     raise ConfigError(
         f"--config {name}: no such file, and no shipped configuration of that name{nearest(key, shipped)}"
     )
+
+
+def model_name(config: dict[str, Any]) -> str:
+    """The shipped model whose settings ``config`` has; ``custom`` if none matches."""
+    for name, path in shipped_configs("model").items():
+        if _contains(config, yaml.safe_load(path.read_text())):
+            return name.removeprefix("model/")
+    return "custom"
+
+
+def _contains(config: Any, part: Any) -> bool:
+    """Whether ``config`` has every value of ``part``."""
+    if isinstance(config, dict) and isinstance(part, dict):
+        return all(key in config and _contains(config[key], value) for key, value in part.items())
+    return bool(config == part)
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

@@ -221,9 +221,10 @@ def test_summary_names_places_and_next_commands(
     monkeypatch.setattr(MLflowLogger, "_started", lambda self: SimpleNamespace(client=None))
     logger = MLflowLogger(tracking_uri=uri)
     logger._run_id, logger._experiment_id = "abc", "1"
-    checkpoints = ModelCheckpoint()
+    last, checkpoints = ModelCheckpoint(filename="last"), ModelCheckpoint(monitor="val/return")
+    last.best_model_path = "last.ckpt"
     checkpoints.best_model_path = str(tmp_path / "runs/hyperrl/abc/checkpoints/best.ckpt")
-    trainer = make_trainer(checkpoints, logger=logger, enable_checkpointing=True)
+    trainer = make_trainer(last, checkpoints, logger=logger, enable_checkpointing=True)
     AdaptationTable(console=plain).summary(trainer)
     ui = (
         "http://***@tracking:5000/#/experiments/1/runs/abc"

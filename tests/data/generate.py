@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hyperrl import keys
@@ -29,9 +29,12 @@ Vectors = dict[str, np.ndarray]
 
 ENVS = 4
 STEPS = 40  # ends inside the second task of every environment: a task has 2 episodes of 15 steps
-TASKS = (((0, 4), (3, 2), (4, 4), (1, 3)), ((2, 3), (4, 0), (3, 3), (2, 4)))
+# The actions below reach the first goals of environments 0 and 3.
+TASKS = (((1, 2), (3, 2), (4, 4), (2, 1)), ((2, 3), (4, 0), (3, 3), (2, 4)))
 ENCODER = EncoderConfig(5, 3, 2, 6, 2, full_transitions=True)
 POLICY = PolicyConfig(state_embedding_dim=5, latent_embedding_dim=3, normalize_latent=True, layers=[6, 4])
+# Not the clip fraction, which rounding can change.
+LOGGED = ("loss/total", "loss/objective", "loss/critic", "loss/entropy", "ppo/kl", "grad_norm/policy", "grad_norm/encoder")
 MINIBATCHES = ((0, 2), (1, 3), (3, 0), (2, 1))
 
 
@@ -97,25 +100,27 @@ def agent_forward() -> Vectors:
     parameters, value = agent.evaluate(steps.observation, latent)
     distribution = action_distribution(parameters)
     log_prob = distribution.log_prob(torch.arange(14) % 5)
-    (log_prob.sum() + value.square().sum() + distribution.entropy().mean()).backward()
+    functional = log_prob.sum() + value.square().sum() + distribution.entropy().mean()
+    gradients = torch.autograd.grad(functional, list(agent.parameters()))
     found = {"prior": agent.encoder.prior(1), "latent": latent, "value": value, "log_prob": log_prob, **parameters}
-    norms = {f"grad_norm/{name}": parameter.grad.norm() for name, parameter in agent.named_parameters()}
-    return {name: tensor.detach().numpy() for name, tensor in {**found, **norms}.items()}
+    found["gradient_norms"] = torch.stack([gradient.norm() for gradient in gradients])
+    return {name: tensor.detach().numpy() for name, tensor in found.items()}
 
 
 class Update(MetaPPO):
-    """One update with given minibatches."""
+    """One update on a given rollout with given minibatches."""
 
+    rollout: TensorDictBase
     found: dict[str, Tensor]
 
-    def training_step(self, rollout: TensorDictBase, batch_idx: int) -> None:
+    def training_step(self, batch: int, batch_idx: int) -> None:
         """The pieces of an update, in their order."""
-        rollout, latent = self.with_advantages(rollout)
+        rollout, latent = self.with_advantages(self.rollout)
         parts = [self.optimize(rollout, torch.tensor(index)) for index in MINIBATCHES]
         self.agent.policy.update_statistics(rollout[keys.OBSERVATION], latent)
-        table = {f"minibatch/{name}": torch.stack([part[name] for part in parts]) for name in parts[0]}
-        advantages = {name: rollout[name] for name in (keys.STATE_VALUE, keys.ADVANTAGE, keys.VALUE_TARGET)}
-        self.found = {**table, **advantages}
+        self.found = {name: rollout[name] for name in (keys.STATE_VALUE, keys.ADVANTAGE, keys.VALUE_TARGET)}
+        for name in LOGGED:
+            self.found[name] = torch.stack([part[name] for part in parts])
 
 
 def ppo_update() -> Vectors:
@@ -131,11 +136,15 @@ def ppo_update() -> Vectors:
         td[keys.ACTION] = actions(step)
         td[keys.ACTION_LOG_PROB] = action_distribution(parameters).log_prob(td[keys.ACTION])
 
-    rollout = play(act)
-    trainer = Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True)
-    trainer.fit(learner, [TensorDict(dict(rollout.items()), rollout.batch_size)])
-    state = {f"after/{name}": value for name, value in learner.state_dict().items()}
-    return {name: value.detach().numpy() for name, value in {**learner.found, **state}.items()}
+    learner.rollout = play(act)
+    Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True).fit(learner, range(1))
+    found = {
+        **learner.found,
+        "parameters": nn.utils.parameters_to_vector(learner.agent.parameters()),
+        "statistics": torch.cat([buffer.double().flatten() for buffer in learner.agent.buffers()]),
+        "reward_statistics": torch.stack(list(learner.reward_normalizer.buffers())),
+    }
+    return {name: value.detach().numpy() for name, value in found.items()}
 
 
 SCENARIOS: dict[str, Callable[[], Vectors]] = {
@@ -146,4 +155,4 @@ SCENARIOS: dict[str, Callable[[], Vectors]] = {
 
 if __name__ == "__main__":
     for scenario in sys.argv[1:] or SCENARIOS:
-        np.savez_compressed(Path(__file__).parent / f"{scenario}.npz", **SCENARIOS[scenario]())
+        np.savez_compressed(Path(__file__).parent / f"{scenario}.npz", **SCENARIOS[scenario]())  # type: ignore[arg-type]

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from support import (
-    GRADIENT,
     Golden,
     check_gradients,
     encoder_slots,
@@ -19,7 +18,7 @@ from support import (
 )
 from torch import Tensor
 
-from hyperrl.modules.distributions import action_distribution
+from hyperrl.modules.distributions import UncheckedCategorical, action_distribution
 from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder, Transition
 from hyperrl.modules.policy import ActionSpace, Policy, PolicyConfig
 
@@ -28,7 +27,7 @@ from hyperrl.modules.policy import ActionSpace, Policy, PolicyConfig
 
 def policy_config(args: Mapping[str, Any]) -> PolicyConfig:
     """The configuration that the reference's arguments describe; what it cannot express is in `pending.yaml`."""
-    scheme = "bias_hyperinit" if args.get("init_hyper_for_policy", False) and args["init_adjust_bias"] else "none"
+    bias_hyperinit = args.get("init_hyper_for_policy", False) and args["init_adjust_bias"]
     # How parameters were drawn does not matter where they are loaded, so an unknown initialiser is as good as any.
     initializer = args.get("policy_initialisation", "normc")
     return PolicyConfig(
@@ -41,7 +40,7 @@ def policy_config(args: Mapping[str, Any]) -> PolicyConfig:
         activation=args["policy_activation_function"],
         initializer="normc" if initializer == "hfi" else initializer,
         hypernetwork=args["use_hypernet"],
-        hypernet_init=scheme,
+        hypernet_init="bias_hyperinit" if bias_hyperinit else "none",
         init_std=args["policy_init_std"],
         bound_actions=args["norm_actions_of_policy"],
     )
@@ -85,9 +84,9 @@ def run_policy(golden: Golden) -> None:
             golden.check(f"base/{name}", ours)
     if golden.under("grad/"):
         functional.backward()
-        golden.check("grad/in/latent", latent.grad, GRADIENT)
+        golden.check_gradient("grad/in/latent", latent)
         if policy.state is not None:
-            golden.check("grad/in/state", state.grad, GRADIENT)
+            golden.check_gradient("grad/in/state", state)
         check_gradients(golden, "grad/param/", slots)
     golden.check_all_read({})
 
@@ -98,7 +97,7 @@ def _check_policy_outputs(golden: Golden, policy: Policy, parameters: dict[str, 
     action = golden["in/action"]
     log_prob = distribution.log_prob(action.squeeze(-1) if policy.actions.discrete else action).unsqueeze(-1)
     entropy, mode = distribution.entropy(), distribution.mode
-    if policy.actions.discrete:
+    if isinstance(distribution, UncheckedCategorical):
         mode = mode.unsqueeze(-1)
         golden.check("out/logits", distribution.logits)
         golden.check("out/probs", distribution.probs)
@@ -208,7 +207,7 @@ def _latent_functional(golden: Golden, latents: Tensor) -> Tensor:
 def _check_input_gradients(golden: Golden, inputs: dict[str, Tensor]) -> None:
     for name, value in inputs.items():
         if f"grad/in/{name}" in golden:
-            golden.check(f"grad/in/{name}", value.grad, GRADIENT)
+            golden.check_gradient(f"grad/in/{name}", value)
         else:
             assert value.grad is None or not value.grad.any(), f"{name} has a gradient, in the reference it is unused"
 

@@ -102,6 +102,11 @@ class Golden:
         """Asserts that `ours` equals the array called `name`, shape included."""
         assert_close(name, ours, self[name], tolerance)
 
+    def check_gradient(self, name: str, ours: Tensor) -> None:
+        """Asserts that the gradient of an input equals the array called `name`."""
+        assert ours.grad is not None, f"{name}: no gradient"
+        self.check(name, ours.grad, GRADIENT)
+
     def check_all_read(self, unread: Mapping[str, str]) -> None:
         """Asserts that every array was read, or is listed.
 
@@ -133,7 +138,7 @@ class Slot:
         view: shows the parameter, or a tensor laid out like it, in the reference's order of elements.
     """
 
-    parameter: nn.Parameter
+    parameter: Tensor
     view: Callable[[Tensor], Tensor] = lambda tensor: tensor
 
     @property
@@ -200,8 +205,8 @@ def policy_slots(policy: Policy) -> Slots:
             if not policy.hypernetwork:
                 slots |= affine_slots(head if last else f"{net}_layers.{index}", layer)
                 continue
-            names = [f"hyper_final_to_{net}_{'linear_' * last}{part}" for part in ("weight", "bias")]
-            slots |= generated_slots(*(name if last else f"{name}.{index}" for name in names), layer)
+            name = f"hyper_final_to_{net}_linear_{{}}" if last else f"hyper_final_to_{net}_{{}}.{index}"
+            slots |= generated_slots(name.format("weight"), name.format("bias"), layer)
     if not policy.actions.discrete:
         slots["dist.logstd"] = Slot(policy.log_std)
     return slots

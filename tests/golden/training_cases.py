@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from model_cases import make_encoder, walk, with_prior
-from support import FORMULA, GRADIENT, LOSS, Golden, assert_close, encoder_slots, load_parameters
+from support import FORMULA, LOSS, Golden, assert_close, encoder_slots, load_parameters
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -129,7 +129,7 @@ def run_ppo_loss(golden: Golden) -> None:
     golden.check("dist_entropy", parts["entropy"])
     total.backward()
     for name, value in inputs.items():
-        golden.check(f"grad_{name}", value.grad, GRADIENT)
+        golden.check_gradient(f"grad_{name}", value)
     golden.check_all_read({})
 
 
@@ -168,6 +168,12 @@ def _normaliser(gamma: float, clip: float, initial: list[float] | None = None) -
     return normaliser
 
 
+def _accumulated(normaliser: RewardNormalizer) -> Tensor:
+    """The discounted return of every environment `[1, P]`."""
+    assert normaliser.discounted_return is not None
+    return normaliser.discounted_return.clone().unsqueeze(0)
+
+
 class RewardStream:
     """Replays recorded rewards `[T, P]`, by single steps and by whole stretches between two resets.
 
@@ -201,10 +207,10 @@ class RewardStream:
             rewards, dones = (batch_first(value[piece]).unsqueeze(-1) for value in (self.rewards, self.dones))
             scaled = normaliser(rewards, dones)
             found.setdefault("scaled", []).append(batch_first(scaled.squeeze(-1)))
-            found.setdefault("after_step", []).append(normaliser.discounted_return.clone().unsqueeze(0))
+            found.setdefault("after_step", []).append(_accumulated(normaliser))
             if self.clear[piece.stop - 1]:
                 normaliser.reset(torch.ones(rewards.shape[0], dtype=torch.bool))
-            found.setdefault("after_reset", []).append(normaliser.discounted_return.clone().unsqueeze(0))
+            found.setdefault("after_reset", []).append(_accumulated(normaliser))
             for name in ("mean", "var", "count"):
                 found.setdefault(name, []).append(getattr(normaliser, name).clone().unsqueeze(0))
         return {name: torch.cat(values) for name, values in found.items()}

@@ -98,6 +98,10 @@ class Learner(MetaPPO):
         """Replays the update of this number."""
         self.replay(update)
 
+    def rates(self) -> list[float]:
+        """The current learning rates."""
+        return [group["lr"] for group in self._optimizer.param_groups]
+
     def finish(self, frames: int) -> None:
         """What follows the epochs."""
         self.frames += frames
@@ -247,7 +251,7 @@ class Replay:
         parts = [learner.optimize(rollout, index) for index in case.minibatches(update)]
         learner.finish(rollout.numel())
         self.losses.append(torch.stack([_loss_row(case, part) for part in parts]))
-        self.rates.append([group["lr"] for group in learner.optimizers().param_groups])
+        self.rates.append(learner.rates())
         _check_after(case, update)
 
     def check_totals(self) -> None:

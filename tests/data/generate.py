@@ -34,7 +34,15 @@ TASKS = (((1, 2), (3, 2), (4, 4), (2, 1)), ((2, 3), (4, 0), (3, 3), (2, 4)))
 ENCODER = EncoderConfig(5, 3, 2, 6, 2, full_transitions=True)
 POLICY = PolicyConfig(state_embedding_dim=5, latent_embedding_dim=3, normalize_latent=True, layers=[6, 4])
 # Not the clip fraction, which rounding can change.
-LOGGED = ("loss/total", "loss/objective", "loss/critic", "loss/entropy", "ppo/kl", "grad_norm/policy", "grad_norm/encoder")
+LOGGED = (
+    "loss/total",
+    "loss/objective",
+    "loss/critic",
+    "loss/entropy",
+    "ppo/kl",
+    "grad_norm/policy",
+    "grad_norm/encoder",
+)
 MINIBATCHES = ((0, 2), (1, 3), (3, 0), (2, 1))
 
 

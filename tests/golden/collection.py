@@ -82,7 +82,7 @@ class Collection:
         counts = Counter((rule.issue, rule.kind) for rule in self.pending.values())
         owed = ", ".join(f"{kind} {number} (issue {issue})" for (issue, kind), number in sorted(counts.items()))
         total = len(self.due) + len(self.pending)
-        return f"{total} golden files: {len(self.due)} compared, {len(self.pending)} pending: {owed or 'none'}"
+        return f"{total} golden files: {len(self.due)} to compare, {len(self.pending)} pending: {owed or 'none'}"
 
 
 def golden_directory(config: pytest.Config) -> Path:

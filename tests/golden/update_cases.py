@@ -99,8 +99,8 @@ class Learner(MetaPPO):
         self.replay(update)
 
     def rates(self) -> list[float]:
-        """The current learning rates."""
-        return [group["lr"] for group in self._optimizer.param_groups]
+        """The current learning rates as shares of the first one."""
+        return [group["lr"] / self.config.lr for group in self._optimizer.param_groups]
 
     def finish(self, frames: int) -> None:
         """What follows the epochs."""
@@ -264,7 +264,8 @@ class Replay:
         golden.check("update_stats", torch.cat([torch.stack([value, action, entropy, total], 1), unused], 1), LOSS)
         # The second column is the optimiser of encoder and decoders: there is none where nothing trains the encoder.
         columns = slice(None) if self.case.trained else slice(1)
-        assert_close("lr_after", torch.tensor(self.rates)[:, columns], golden["lr_after"][:, columns], FORMULA)
+        rates = golden["lr_after"][:, columns] / args["lr_policy"]
+        assert_close("lr_after / lr_policy", torch.tensor(self.rates)[:, columns], rates, FORMULA)
 
 
 def run_ppo_update(golden: Golden) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import re
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -41,6 +43,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 class Parser(LightningArgumentParser):
     """A parser that ends in one line on wrong input, naming the nearest valid key."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A shortened name would be read by the parser, but not where this module looks for --ckpt_path and --config.
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2 and one line."""
@@ -84,7 +90,7 @@ class HyperRLCLI(LightningCLI):
     """LightningCLI for meta-RL: data sizes are linked to the model, and the command line wins over checkpoints."""
 
     def __init__(self, checkpoint: dict[str, Any] | None, test: bool, **kwargs: Any) -> None:
-        self.checkpoint, self.test = checkpoint, test
+        self.checkpoint, self.ends_with_test = checkpoint, test  # `test` is the name of a subcommand
         super().__init__(MetaPPO, MetaDataModule, **kwargs)
 
     @staticmethod
@@ -118,6 +124,15 @@ class HyperRLCLI(LightningCLI):
         if self.subcommand != "fit":
             self.config[self.subcommand].trainer.logger = False
 
+    def _set_seed(self) -> None:
+        with _refused("seed_everything"):
+            super()._set_seed()
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Builds the trainer; what it refuses is a wrong setting."""
+        with _refused("trainer"):
+            return super().instantiate_trainer(**kwargs)
+
     def after_instantiate_classes(self) -> None:
         """Checks the checkpoint against the model before anything is created, and continues its run."""
         if self.checkpoint is None:
@@ -133,13 +148,22 @@ class HyperRLCLI(LightningCLI):
         """Tests the best checkpoint once, on fresh tasks, and says what to do next."""
         checkpoint = self.trainer.checkpoint_callback
         best = getattr(checkpoint, "best_model_path", "")
-        if not self.test or self.trainer.interrupted:
+        if not self.ends_with_test or self.trainer.interrupted:
             return
         if best:
             self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AdaptationTable):
                 callback.summary(self.trainer)
+
+
+@contextlib.contextmanager
+def _refused(key: str) -> Iterator[None]:
+    """Turns what a library says about a setting's value into our own error."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _checkpoint_arguments(args: list[str]) -> tuple[dict[str, Any] | None, list[str]]:

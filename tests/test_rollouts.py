@@ -187,27 +187,33 @@ class Alternating:
         return td
 
 
-def first_tasks(env: MetaEnv) -> tuple[list[list[float]], list[list[float]]]:
-    """Returns and successes of the first task of each environment, one step at a time."""
-    actor, td = Alternating(), env.reset()
-    returns, successes = ([[0.0] * EPISODES for _ in range(env.num_envs)] for _ in range(2))
+def first_tasks(env: MetaEnv) -> tuple[list[list[float]], list[list[float]], int]:
+    """Returns and successes of the first task of each environment, and how many tasks ended, one step at a time."""
+    actor, td, tasks, last = Alternating(), env.reset(), 0, env.episodes_per_task - 1
+    returns, successes = ([[0.0] * env.episodes_per_task for _ in range(env.num_envs)] for _ in range(2))
     episode, over = [0] * env.num_envs, [False] * env.num_envs
     for _ in range(env.horizon):
         step, td = env.step_and_maybe_reset(actor(td))
+        after = step[keys.NEXT]
         for row in range(env.num_envs):
             if not over[row]:
-                returns[row][episode[row]] += step[keys.NEXT, keys.REWARD][row].item()
-                successes[row][episode[row]] += step[keys.NEXT, keys.SUCCESS][row].item()
-            episode[row] = min(episode[row] + int(step[keys.NEXT, keys.EPISODE_DONE][row]), EPISODES - 1)
-            over[row] |= bool(step[keys.NEXT, keys.DONE][row])
+                returns[row][episode[row]] += after[keys.REWARD][row].item()
+                successes[row][episode[row]] += after[keys.SUCCESS][row].item()
+            episode[row] = min(episode[row] + int(after[keys.EPISODE_DONE][row]), last)
+            over[row] |= bool(after[keys.DONE][row])
+        tasks += int(after[keys.DONE].sum())
     assert all(over)
-    return returns, successes
+    return returns, successes, tasks
 
 
 class TestEvaluate:
-    def test_counts_the_first_task_of_each_environment_and_nothing_else(self) -> None:
-        result = evaluate(toy(16, publish=["success"]), Alternating())
-        returns, successes = first_tasks(toy(16, publish=["success"]))
+    @pytest.mark.parametrize("episodes", [1, 2])
+    def test_counts_the_first_task_of_each_environment_and_nothing_else(self, episodes: int) -> None:
+        one, other = (
+            make_env(tiny.TOY, 100, episodes_per_task=episodes, publish=["success"], seed=1) for _ in range(2)
+        )
+        result, (returns, successes, tasks) = evaluate(one, Alternating()), first_tasks(other)
+        assert tasks > 100  # others have ended after the first ones
         torch.testing.assert_close(result["returns"], torch.tensor(returns), rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(result["success"], torch.tensor(successes))
         assert result["success"].any()
@@ -274,8 +280,18 @@ class TestDataModule:
         assert (source.obs_dim, source.action_dim, source.num_actions) == (2, 2, None)
         assert tiny.data().landmarks["task_known"] == 44.2857
 
-    def test_landmarks_hold_only_for_the_environments_own_options(self) -> None:
-        assert tiny.data(env_options={"num_cells": 6}).landmarks == {}
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"env_options": {"num_cells": 6}},
+            {"episodes_per_task": 2},
+            {"eval_episodes_per_task": 2},
+            {"held_out": 0.5},
+        ],
+    )
+    def test_landmarks_hold_only_for_all_tasks_of_the_environment_itself(self, changes: dict[str, Any]) -> None:
+        assert tiny.data(**changes).landmarks == {}
+        assert tiny.data(episodes_per_task=4).landmarks == tiny.data().landmarks
 
     @pytest.mark.parametrize(
         ("changes", "words"),
@@ -289,8 +305,12 @@ class TestDataModule:
             ({"env_options": {"seed": 3}}, "data.env_options.seed is 3; expected to be left to the run"),
             ({"episodes_per_task": 0}, "`episodes_per_task` is 0"),
             ({"eval_episodes_per_task": 0}, "`episodes_per_task` is 0"),
-            ({"held_out": 1.5}, "`test_fraction` is 1.5"),
-            ({"held_out": -0.5}, "`test_fraction` is -0.5"),
+            (
+                {"episodes_per_task": 4, "eval_episodes_per_task": 1},
+                "data.episodes_per_task is 4 and data.eval_episodes_per_task is 1; expected both or neither to be 1",
+            ),
+            ({"held_out": 1.5}, "data.held_out is 1.5; expected a number from 0 to 1"),
+            ({"held_out": -0.5}, "data.held_out is -0.5; expected a number from 0 to 1"),
         ],
     )
     def test_illegal_settings_are_named_in_one_line(self, changes: dict[str, Any], words: str) -> None:

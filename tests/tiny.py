@@ -46,9 +46,7 @@ class Toy(MetaEnv):
         **options: what all environments take.
     """
 
-    def __init__(
-        self, num_envs: int, episodes_per_task: int = 2, *, continuous: bool = False, **options: Any
-    ) -> None:
+    def __init__(self, num_envs: int, episodes_per_task: int = 2, *, continuous: bool = False, **options: Any) -> None:
         bounds: dict[str, Any] = {"action_low": (-1.0, -1.0), "action_high": (1.0, 1.0)}
         layout = Layout(
             episode_length=5,
@@ -92,15 +90,20 @@ def data(**changes: Any) -> MetaDataModule:
     return MetaDataModule(**{**DATA, **changes})
 
 
-def learner(source: MetaDataModule, ppo: PPOConfig | None = None, policy: dict[str, Any] | None = None) -> MetaPPO:
-    """A tiny model that fits the data."""
+def learner(
+    source: MetaDataModule,
+    ppo: PPOConfig | None = None,
+    policy: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
+) -> MetaPPO:
+    """A tiny model that fits the data; what is given differs from the tiny defaults."""
     return MetaPPO(
         source.obs_dim,
         source.action_dim,
         source.num_actions,
         source.num_envs,
         source.frames,
-        EncoderConfig(**ENCODER),
+        EncoderConfig(**{**ENCODER, **(encoder or {})}),
         PolicyConfig(**{**POLICY, **(policy or {})}),
         ppo or PPOConfig(),
     )
@@ -139,6 +142,7 @@ def fit(
     seed: int = 0,
     ppo: PPOConfig | None = None,
     policy: dict[str, Any] | None = None,
+    encoder: dict[str, Any] | None = None,
     precision: Any = "32-true",
     callbacks: Sequence[Callback] = (),
     **changes: Any,
@@ -146,6 +150,6 @@ def fit(
     """Trains a tiny model; `changes` are settings of the data."""
     seed_everything(seed, verbose=False)
     source, history = data(**changes), History()
-    model = learner(source, ppo, policy)
+    model = learner(source, ppo, policy, encoder)
     trainer([history, *callbacks], precision).fit(model, source)
     return model, history

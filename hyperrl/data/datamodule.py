@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -14,6 +15,8 @@ from hyperrl.data.rollouts import Learner, RolloutStream, evaluate
 from hyperrl.envs import MetaEnv, landmarks, make_env
 from hyperrl.errors import ConfigError
 from hyperrl.seeding import derive_seed, run_seed
+
+_log = logging.getLogger(__name__)
 
 
 class MetaDataModule(LightningDataModule):
@@ -59,20 +62,33 @@ class MetaDataModule(LightningDataModule):
         for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"data.{name} is {value}; expected at least 1")
+        if not 0 <= held_out < 1:
+            raise ConfigError(f"data.held_out is {held_out}; expected a number from 0 to 1, 1 excluded")
         self.env_id, self.num_envs, self.steps_per_rollout = env, num_envs, steps_per_rollout
         self.frames, self.rollouts_per_epoch = frames, rollouts_per_epoch
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
         self.held_out = held_out
         self.options = options = self._options(env_options or {}, episodes_per_task)
         self.eval_options = self._options(options, eval_episodes_per_task)
-        try:
-            example = make_env(env, 1, **options)
-        except ValueError as error:
-            raise ConfigError(f"data.env: {error}") from error
+        example, evaluation = self._example(options), self._example(self.eval_options)
+        if evaluation.obs_dim != example.obs_dim:
+            raise ConfigError(
+                f"data.episodes_per_task is {example.episodes_per_task} and data.eval_episodes_per_task is "
+                f"{evaluation.episodes_per_task}; expected both or neither to be 1, as several episodes have a flag"
+            )
         self.obs_dim, self.action_dim, self.num_actions = example.obs_dim, example.action_dim, example.num_actions
-        self.landmarks = landmarks(env) if not env_options else {}
+        # What is known of an environment holds for all its tasks and its own number of episodes.
+        own = not env_options and not held_out and evaluation.episodes_per_task == self._example({}).episodes_per_task
+        self.landmarks = landmarks(env) if own else {}
         self.stream: RolloutStream | None = None
         self._pending: dict[str, Any] | None = None
+
+    def _example(self, options: dict[str, Any]) -> MetaEnv:
+        """An environment of this kind, to look at."""
+        try:
+            return make_env(self.env_id, 1, **options)
+        except ValueError as error:
+            raise ConfigError(f"data.env: {error}") from error
 
     def _options(self, options: dict[str, Any], episodes_per_task: int | None) -> dict[str, Any]:
         """Options of the environment's constructor, as far as they differ from the id's."""
@@ -157,12 +173,24 @@ class MetaDataModule(LightningDataModule):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the rollout stream, per rank."""
-        return {"stream": self.stream.state_dict()} if self.stream is not None else {}
+        """The state of the rollout stream, per rank, and which environments it is about."""
+        return {"stream": self.stream.state_dict(), **self._source} if self.stream is not None else {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Keeps the state for the collector, which exists only once training starts."""
-        self._pending = state_dict.get("stream")
+        """Keeps the state for the collector, which exists only once training starts.
+
+        Where a resumed run has other environments, they start anew.
+        """
+        source = {key: value for key, value in state_dict.items() if key != "stream"}
+        if source == self._source:
+            self._pending = state_dict["stream"]
+        elif source:
+            _log.warning("the environments differ from the checkpoint's: all of them start with new tasks")
+
+    @property
+    def _source(self) -> dict[str, Any]:
+        """What the stream's state fits to."""
+        return {"env": self.env_id, "options": self.options, "num_envs": self.num_envs}
 
 
 class RolloutLoader:

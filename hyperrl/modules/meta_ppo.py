@@ -203,11 +203,17 @@ class MetaPPO(LightningModule):
         assert isinstance(optimizer, LightningOptimizer)
         return optimizer
 
+    def on_train_start(self) -> None:
+        """Puts the configured rates over those that came with the optimiser's state of a resumed checkpoint."""
+        for group, eps in zip(self._optimizer.param_groups, (self.config.eps, self.config.encoder_eps), strict=True):
+            group["eps"] = eps
+        self._anneal()
+
     def _anneal(self) -> None:
         """Sets the learning rate by frames, after each update."""
-        if self.config.lr_schedule == "linear":
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.config.lr * max(0.0, 1 - self.frames / self.total_frames)
+        left = max(0.0, 1 - self.frames / self.total_frames) if self.config.lr_schedule == "linear" else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.config.lr * left
 
     # Validation and test: the adaptation curve on fresh tasks
 

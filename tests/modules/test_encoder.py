@@ -152,9 +152,7 @@ def test_no_leak_across_environments(irregular: Collected) -> None:
 
 def test_order_of_environments_does_not_matter(irregular: Collected) -> None:
     rollout, order = irregular.rollouts[1], torch.tensor([4, 2, 0, 1, 3])
-    for found, wanted in zip(
-        irregular.encoder.encode(rollout[order]), irregular.encoder.encode(rollout), strict=True
-    ):
+    for found, wanted in zip(irregular.encoder.encode(rollout[order]), irregular.encoder.encode(rollout), strict=True):
         torch.testing.assert_close(found, wanted[order], rtol=1e-5, atol=1e-6)
 
 

@@ -70,7 +70,9 @@ def test_equals_torch_in_values_and_all_gradients(steps: int) -> None:
     ours = gru_sequence(x, state, *weights(reference))
     torch.testing.assert_close(ours, expected)
     gradients = torch.autograd.grad(ours, inputs, upstream)
-    for name, found, wanted in zip(("x", "state", "w_ih", "w_hh", "b_ih", "b_hh"), gradients, expected_gradients):
+    for name, found, wanted in zip(
+        ("x", "state", "w_ih", "w_hh", "b_ih", "b_hh"), gradients, expected_gradients, strict=True
+    ):
         torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"{name}: {text}")
 
 

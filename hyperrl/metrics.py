@@ -78,4 +78,5 @@ class EpisodeReturns:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continues from :meth:`state_dict`."""
-        self.returns, self.episode = state["returns"].clone(), state["episode"].clone()
+        self.returns = state["returns"].to(self.returns, copy=True)
+        self.episode = state["episode"].to(self.episode, copy=True)

@@ -18,9 +18,10 @@ import hyperrl
 from hyperrl import cli, configuration
 from hyperrl.envs import env_ids
 
+pytestmark = tiny.QUIET
 SMALL = (
-    "--trainer.accelerator=cpu", "--data.num_envs=4", "--data.steps_per_rollout=10", "--data.frames=40",
-    "--data.val_tasks=4", "--data.test_tasks=4", *tiny.MODEL_ARGS,
+    "--seed_everything=1", "--trainer.accelerator=cpu", "--data.num_envs=4", "--data.steps_per_rollout=10",
+    "--data.frames=40", "--data.val_tasks=4", "--data.test_tasks=4", *tiny.MODEL_ARGS,
 )  # fmt: skip
 
 FILES = {

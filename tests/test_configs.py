@@ -8,17 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny
 import yaml
 
 from hyperrl import cli, configuration
 from hyperrl.envs import description, env_ids, make_env
 from hyperrl.modules.meta_ppo import MetaPPO
 
+pytestmark = tiny.QUIET
 CONFIGS = configuration.shipped_configs()
 # Few environments and steps, and two updates; the models keep their full size.
 SMALL = (
-    "--trainer.accelerator=cpu", "--trainer.logger=false", "--data.num_envs=4", "--data.steps_per_rollout=6",
-    "--data.frames=48", "--data.rollouts_per_epoch=2", "--data.val_tasks=2", "--data.test_tasks=2",
+    "--seed_everything=1", "--trainer.accelerator=cpu", "--trainer.logger=false", "--data.num_envs=4",
+    "--data.steps_per_rollout=6", "--data.frames=48", "--data.rollouts_per_epoch=2", "--data.val_tasks=2",
+    "--data.test_tasks=2",
 )  # fmt: skip
 # Files that say nothing about the model are trained with a small one.
 SMALL_MODEL = ("--model.encoder.hidden_dim=16", "--model.policy.layers=[16]", "--model.policy.state_embedding_dim=16")

@@ -19,8 +19,10 @@ from hyperrl.envs import make_env
 from hyperrl.errors import DivergedError
 from hyperrl.modules.agent import Actor
 from hyperrl.modules.meta_ppo import MetaPPO
+from hyperrl.modules.normalization import RewardNormalizer
 from hyperrl.modules.ppo import PPOConfig
 
+pytestmark = tiny.QUIET
 FAST = PPOConfig(lr=0.01, clip=0.2, entropy_coeff=0.01)
 STEPS = PPOConfig(lr=0.01, clip=0.2, minibatch="step", num_minibatches=7)
 CONTINUOUS = {"env": tiny.TOY, "env_options": {"continuous": True}}
@@ -221,15 +223,15 @@ def test_minibatches_of_steps_train() -> None:
     assert all(update["ppo/kl"] > 0 for update in history.updates)
 
 
-class TestAdvantages:
+@pytest.fixture(scope="module")
+def case() -> tuple[MetaPPO, TensorDictBase]:
     """Tasks of the toy end by termination and by truncation in the middle of rollouts."""
+    policy = {"hypernet_init": "none"}  # so that the latent matters for the values
+    ppo = PPOConfig(normalize_rewards=False, gamma=0.9, gae_lambda=0.8)
+    return prepared(ppo, policy, env=tiny.TOY, steps_per_rollout=40)
 
-    @pytest.fixture(scope="class")
-    def case(self) -> tuple[MetaPPO, TensorDictBase]:
-        policy = {"hypernet_init": "none"}  # so that the latent matters for the values
-        ppo = PPOConfig(normalize_rewards=False, gamma=0.9, gae_lambda=0.8)
-        return prepared(ppo, policy, env=tiny.TOY, steps_per_rollout=40)
 
+class TestAdvantages:
     def expected(self, model: MetaPPO, rollout: TensorDictBase) -> Tensor:
         """Value targets step by step, each next value from the step's own next observation and latent."""
         after = rollout[keys.NEXT]
@@ -288,13 +290,21 @@ class TestAdvantages:
         torch.testing.assert_close(after[others], before[others])
 
 
-def test_rewards_are_normalised_for_the_policy_only_if_asked() -> None:
+def test_rewards_are_normalised_only_if_asked() -> None:
     model, rollout = prepared(PPOConfig(normalize_rewards=False))
     model.with_advantages(rollout)
     assert model.reward_normalizer.count < 1
-    model, rollout = prepared(PPOConfig(normalize_rewards=True))
-    model.with_advantages(rollout)
-    assert model.reward_normalizer.count == pytest.approx(80, abs=1e-3)
+
+
+def test_rewards_are_normalised_by_returns_that_end_with_the_task() -> None:
+    model, rollout = prepared(PPOConfig(normalize_rewards=True, gae_lambda=0.0), env=tiny.TOY)
+    after, normalizer = rollout[keys.NEXT], RewardNormalizer(0.95)
+    reward = normalizer(after[keys.REWARD], after[keys.DONE])
+    result, _ = model.with_advantages(rollout)
+    assert (after[keys.EPISODE_DONE] & ~after[keys.DONE]).any()
+    torch.testing.assert_close(dict(model.reward_normalizer.named_buffers()), dict(normalizer.named_buffers()))
+    ends = after[keys.TERMINATED]
+    torch.testing.assert_close(result[keys.VALUE_TARGET][ends], reward[ends])
 
 
 class Poison(Callback):

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 import hyperrl
 from hyperrl import cli
 
+pytestmark = tiny.QUIET
 ROLLOUT, EPOCH, TOTAL = 60, 180, 1440
 PROCESS_ARGS = (
     "--seed_everything=5", "--trainer.accelerator=cpu", "--data.num_envs=4", "--data.steps_per_rollout=15",
@@ -153,6 +154,16 @@ class TestKilledAndResumed:
         assert dict(rows) == dict.fromkeys(ids, "FINISHED")
         assert len(ids) == 2
 
+    def test_a_checkpoint_alone_reproduces_the_logged_validation(self, pair: tuple[Run, Run], tmp_path: Path) -> None:
+        for run in pair:
+            result = cli.run(["validate", "--ckpt_path", str(last_checkpoint(run.directory))])
+            metrics = result.trainer.callback_metrics
+            logged = {name: value for step, name, value in run.history if step == TOTAL and name.startswith("val/")}
+            assert len(logged) > 5
+            assert {name: torch.tensor(value) for name, value in logged.items()} == dict(metrics)
+        assert not list(tmp_path.iterdir())
+        assert sum(1 for run in pair for _ in (run.directory / "runs" / "hyperrl").iterdir()) == 2
+
     def test_nothing_but_progress_is_on_the_console(self, pair: tuple[Run, Run]) -> None:
         for run in pair:
             assert [line for line in run.errors.splitlines() if "frames" not in line and "mlflow" not in line] == []
@@ -164,9 +175,9 @@ class TestKilledAndResumed:
 
 
 ARGS = (
-    "--trainer.accelerator=cpu", "--trainer.logger=false", "--data.num_envs=4", "--data.steps_per_rollout=20",
-    "--data.rollouts_per_epoch=3", "--data.val_tasks=16", "--data.test_tasks=16", "--model.ppo.lr=0.01",
-    *tiny.MODEL_ARGS,
+    "--seed_everything=0", "--trainer.accelerator=cpu", "--trainer.logger=false", "--data.num_envs=4",
+    "--data.steps_per_rollout=20", "--data.rollouts_per_epoch=3", "--data.val_tasks=64", "--data.test_tasks=64",
+    "--model.ppo.lr=0.01", *tiny.MODEL_ARGS,
 )  # fmt: skip
 
 
@@ -212,9 +223,13 @@ class TestEvaluation:
         assert not list(tmp_path.iterdir())
 
     def test_test_is_reproducible_and_draws_other_tasks(self, trained: Trained, tmp_path: Path) -> None:
-        results = [cli.run(["test", f"--ckpt_path={trained.last}"]).trainer.callback_metrics for _ in range(2)]
-        assert results[0] == results[1]
-        assert results[0]["test/return"].item() != trained.scores[str(trained.last)]
+        one, two, val = (
+            {name.partition("/")[2]: value.item() for name, value in result.trainer.callback_metrics.items()}
+            for result in (cli.run([stage, f"--ckpt_path={trained.last}"]) for stage in ("test", "test", "validate"))
+        )
+        assert one == two
+        assert set(one) == set(val)
+        assert one != val
         assert not list(tmp_path.iterdir())
 
     def test_flags_win_in_evaluation(self, trained: Trained) -> None:

@@ -23,6 +23,7 @@ from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.encoder import EncoderConfig
 from hyperrl.modules.policy import ActionSpace, PolicyConfig
 
+pytestmark = tiny.QUIET
 ENVS, EPISODES = 5, 3
 
 

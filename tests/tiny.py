@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gymnasium
+import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from torch import Tensor
@@ -20,6 +21,8 @@ from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import PPOConfig
 
+# For `pytestmark`: what Lightning says about tiny runs that are called from Python.
+QUIET = pytest.mark.filterwarnings("ignore:::lightning")
 # The same tiny model for the command line.
 MODEL_ARGS = (
     "--model.encoder.hidden_dim=8",

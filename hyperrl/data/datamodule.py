@@ -12,6 +12,7 @@ from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict, TensorDictBase
 
 from hyperrl.data.rollouts import Learner, RolloutStream, evaluate
+from hyperrl.distributed import gather_over_ranks
 from hyperrl.envs import MetaEnv, landmarks, make_env
 from hyperrl.errors import ConfigError
 from hyperrl.seeding import derive_seed, run_seed
@@ -30,8 +31,8 @@ class MetaDataModule(LightningDataModule):
         steps_per_rollout: steps T of each environment between two updates.
         frames: environment steps to train for, over all environments.
         rollouts_per_epoch: rollouts between two validations (and checkpoints).
-        val_tasks: fresh tasks of each validation.
-        test_tasks: fresh tasks of a test.
+        val_tasks: fresh tasks of each validation, per process.
+        test_tasks: fresh tasks of a test, per process.
         eval_episodes_per_task: episodes per task in validation and test; null takes those of training.
         held_out: fraction of the tasks that only the test sees; 0 tests on fresh draws of all tasks.
     """
@@ -145,6 +146,11 @@ class MetaDataModule(LightningDataModule):
                 self._pending = None
         return RolloutLoader(self)
 
+    def teardown(self, stage: str) -> None:
+        """Ends the stream with its training: another run on the same data has another policy."""
+        if stage == "fit":
+            self.stream = None
+
     def collect(self) -> TensorDictBase:
         """Collects one rollout with the current parameters, under the trainer's precision."""
         assert self.trainer is not None
@@ -159,7 +165,7 @@ class MetaDataModule(LightningDataModule):
         return EvaluationLoader(self, "val")
 
     def test_dataloader(self) -> EvaluationLoader:
-        """One batch: the returns on tasks that neither training nor validation has drawn."""
+        """One batch: the returns on other fresh tasks; on those that training never saw if some are held out."""
         return EvaluationLoader(self, "test")
 
     def evaluate(self, stage: str) -> TensorDict:
@@ -173,19 +179,22 @@ class MetaDataModule(LightningDataModule):
     # Checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the rollout stream, per rank, and which environments it is about."""
-        return {"stream": self.stream.state_dict(), **self._source} if self.stream is not None else {}
+        """The states of all ranks' rollout streams, and which environments they are about."""
+        if self.stream is None:
+            return {}
+        return {"streams": gather_over_ranks(self.stream.state_dict()), **self._source}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state for the collector, which exists only once training starts.
 
         Where a resumed run has other environments, they start anew.
         """
-        source = {key: value for key, value in state_dict.items() if key != "stream"}
-        if source == self._source:
-            self._pending = state_dict["stream"]
-        elif source:
-            _log.warning("the environments differ from the checkpoint's: all of them start with new tasks")
+        source = {key: value for key, value in state_dict.items() if key != "streams"}
+        streams = state_dict.get("streams", [])
+        if source == self._source and len(streams) == (self.trainer.world_size if self.trainer else 1):
+            self._pending = streams[self.trainer.global_rank if self.trainer else 0]
+        elif source and self.trainer and self.trainer.training:
+            _log.warning("environments or ranks differ from the checkpoint's: all of them start with new tasks")
 
     @property
     def _source(self) -> dict[str, Any]:

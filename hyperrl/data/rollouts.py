@@ -80,7 +80,7 @@ class RolloutStream:
         """Everything that the next rollout depends on besides the policy: plain tensors only."""
         return {
             "env": self.env.state_dict(),
-            "carrier": self.collector._carrier.clone().to_dict(),
+            "carrier": self.collector._carrier.cpu().clone().to_dict(),
             "generator": self.generator.get_state(),
             "returns": self.returns.state_dict(),
         }

@@ -171,6 +171,9 @@ class TrajectoryEncoder(nn.Module):
             previous = self.initial_state(len(is_init))
         latent, memory = self.step(Transition.last(td), previous)
         td[keys.PREV_MEMORY] = previous
+        if memory.is_cpu and not bool(is_init.any()):  # not worth a synchronisation elsewhere
+            td[keys.MEMORY] = memory
+            return latent
         td[keys.MEMORY] = torch.where(is_init, self.initial_state(len(memory)), memory)
         return torch.where(is_init, self.prior(len(latent)), latent)
 

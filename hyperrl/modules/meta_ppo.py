@@ -13,6 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from hyperrl import keys
+from hyperrl.distributed import gather_over_ranks
 from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.metrics import adaptation_metrics
 from hyperrl.modules.agent import Actor, Agent
@@ -36,6 +37,14 @@ LEARNER_KEYS = (
     (keys.NEXT, keys.OBSERVATION), (keys.NEXT, keys.PREV_OBSERVATION), (keys.NEXT, keys.PREV_ACTION),
     (keys.NEXT, keys.PREV_REWARD),
 )  # fmt: skip
+
+
+# Checkpoints of models built in Python hold these; nothing else than plain data goes into them.
+torch.serialization.add_safe_globals([EncoderConfig, PolicyConfig, PPOConfig])
+
+
+def _to_cpu(value: Tensor | None) -> Tensor | None:
+    return None if value is None else value.cpu()
 
 
 class MetaPPO(LightningModule):
@@ -106,7 +115,7 @@ class MetaPPO(LightningModule):
         self.agent.policy.update_statistics(rollout[keys.OBSERVATION], latent)
         self.frames += rollout.numel() * self.trainer.world_size
         self._anneal()
-        self._report(parts, rollout, time.perf_counter() - start)
+        self._report(parts, rollout, start)
 
     @torch.no_grad()
     def with_advantages(self, rollout: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
@@ -205,7 +214,8 @@ class MetaPPO(LightningModule):
 
     def on_train_start(self) -> None:
         """Puts the configured rates over those that came with the optimiser's state of a resumed checkpoint."""
-        for group, eps in zip(self._optimizer.param_groups, (self.config.eps, self.config.encoder_eps), strict=True):
+        # Not strict: a subclass may optimise the policy alone.
+        for group, eps in zip(self._optimizer.param_groups, (self.config.eps, self.config.encoder_eps), strict=False):
             group["eps"] = eps
         self._anneal()
 
@@ -222,13 +232,14 @@ class MetaPPO(LightningModule):
         self._log_adaptation("val", batch)
 
     def test_step(self, batch: TensorDictBase, batch_idx: int) -> None:
-        """As :meth:`validation_step`, on held-out tasks."""
+        """As :meth:`validation_step`, on the tasks of the test."""
         self._log_adaptation("test", batch)
 
     def _log_adaptation(self, stage: str, batch: TensorDictBase) -> None:
-        metrics = adaptation_metrics(batch["returns"], batch.get("success", None))
+        gathered = {name: torch.cat(gather_over_ranks(value.cpu())) for name, value in batch.items()}
+        metrics = adaptation_metrics(gathered["returns"], gathered.get("success"))
         named = {f"{stage}/{name}": value for name, value in metrics.items()}
-        self.log_dict(named, logger=False, batch_size=len(batch), sync_dist=True)
+        self.log_dict(named, logger=False, batch_size=len(batch))
         self.log_metrics(named)
 
     # Logging
@@ -238,7 +249,7 @@ class MetaPPO(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.frames)
 
-    def _report(self, parts: list[dict[str, Tensor]], rollout: TensorDictBase, update_seconds: float) -> None:
+    def _report(self, parts: list[dict[str, Tensor]], rollout: TensorDictBase, start: float) -> None:
         """Averages what the minibatches logged, in one transfer from the device, and checks that it is finite."""
         names = list(parts[0])
         table = torch.stack([torch.stack([part[name] for name in names]) for part in parts])
@@ -247,8 +258,8 @@ class MetaPPO(LightningModule):
         means = dict(zip(names, values, strict=False))
         first = dict(zip(names, values[len(names) :], strict=False))
         self._check_finite(means, values[2 * len(names) :])
-        seconds = time.perf_counter() - self._last_time
-        self._last_time = time.perf_counter()
+        now = time.perf_counter()
+        seconds, self._last_time = now - self._last_time, now
         self.rollout_metrics = {
             **means,
             "ppo/first_kl": first["ppo/kl"],
@@ -256,14 +267,15 @@ class MetaPPO(LightningModule):
             "learning_rate": self._optimizer.param_groups[0]["lr"],
             "reward_std": self.reward_normalizer.var.sqrt().item(),
             **self.trainer.datamodule.rollout_metrics,  # type: ignore[attr-defined]
-            "time/update": update_seconds,
+            "time/update": now - start,
             "time/frames_per_second": rollout.numel() * self.trainer.world_size / seconds,
         }
         self.log_metrics(self.rollout_metrics)
 
     def _check_finite(self, metrics: dict[str, float], norms: list[float]) -> None:
-        """Ends the run as diverged, naming the first quantity that is not finite."""
-        named = [*metrics.items(), *zip((name for name, _ in self.agent.named_parameters()), norms, strict=True)]
+        """Ends the run as diverged, naming the first loss, gradient norm or parameter that is not finite."""
+        losses = [item for item in metrics.items() if item[0].startswith(("loss/", "grad_norm/"))]
+        named = [*losses, *zip((name for name, _ in self.agent.named_parameters()), norms, strict=True)]
         for name, value in named:
             if not abs(value) < float("inf"):
                 raise DivergedError(f"{name} is {value} at frame {self.frames}")
@@ -275,7 +287,7 @@ class MetaPPO(LightningModule):
         checkpoint["learner"] = {
             "frames": self.frames,
             "permutations": self.permutations.get_state(),
-            "discounted_return": self.reward_normalizer.discounted_return,
+            "discounted_return": gather_over_ranks(_to_cpu(self.reward_normalizer.discounted_return)),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -283,4 +295,7 @@ class MetaPPO(LightningModule):
         state = checkpoint["learner"]
         self.frames = state["frames"]
         self.permutations.set_state(state["permutations"])
-        self.reward_normalizer.discounted_return = state["discounted_return"]
+        returns = state["discounted_return"]
+        # Other ranks than those that saved start with new tasks, whose returns are 0.
+        same = len(returns) == self.trainer.world_size
+        self.reward_normalizer.discounted_return = returns[self.trainer.global_rank] if same else None

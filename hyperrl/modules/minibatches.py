@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from hyperrl.errors import ConfigError
+
 
 def permuted_chunks(size: int, number: int, generator: torch.Generator | None = None) -> Iterator[Tensor]:
     """Cuts a random permutation of ``range(size)`` into ``number`` equal parts.
@@ -17,8 +19,13 @@ def permuted_chunks(size: int, number: int, generator: torch.Generator | None = 
             :class:`~hyperrl.modules.meta_ppo.MetaPPO` refuses indivisible environments).
         generator: source of the permutation.
 
+    Raises:
+        ConfigError: there are fewer items than minibatches.
+
     Yields:
         Index tensors of length ``size // number``.
     """
+    if size < number:
+        raise ConfigError(f"model.ppo.num_minibatches is {number}; expected at most the {size} steps of a rollout")
     permutation = torch.randperm(size, generator=generator)
     yield from permutation[: size // number * number].chunk(number)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from hyperrl.distributed import sum_over_ranks
 from hyperrl.modules.scan import linear_scan
 
 # Prior weight of the initial moments (mean 0, variance 1): the reference's value, so that the first batch dominates.
 INITIAL_COUNT = 1e-4
 EPSILON = 1e-8
-
-
-def sum_over_ranks(value: Tensor) -> Tensor:
-    """Sums ``value`` over all ranks of a distributed run; the identity in a single process."""
-    if dist.is_available() and dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value)
-    return value
 
 
 class RunningNorm(nn.Module):
@@ -110,7 +102,9 @@ class RewardNormalizer(nn.Module):
         if self.discounted_return is None or len(self.discounted_return) != len(reward):
             self.discounted_return = reward.new_zeros(len(reward))
         cut = torch.cat([torch.zeros_like(done[:, :1]), done[:, :-1]], 1)
-        returns = linear_scan(self.gamma * (~cut).double(), reward, self.discounted_return).masked_fill(done, 0.0)
+        returns = linear_scan(self.gamma * (~cut).double(), reward, self.discounted_return.to(reward)).masked_fill(
+            done, 0.0
+        )
         self.discounted_return = returns[:, -1]
         if not self.training:
             return self.var.expand(reward.shape[1])

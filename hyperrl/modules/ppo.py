@@ -14,6 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value.functional import vec_generalized_advantage_estimate
 
 from hyperrl import keys
+from hyperrl.distributed import sum_over_ranks
 from hyperrl.errors import ConfigError
 from hyperrl.modules.distributions import DiagonalNormal, UncheckedCategorical
 
@@ -112,8 +113,13 @@ def generalized_advantages(
 
 
 def normalize_advantages(advantage: Tensor) -> Tensor:
-    """Centres and scales the advantages of a whole rollout: ``(A - mean) / (std + 1e-5)``, unbiased std."""
-    return (advantage - advantage.mean()) / (advantage.std() + ADVANTAGE_EPSILON)
+    """Centres and scales the advantages of a rollout over all ranks: ``(A - mean) / (std + 1e-5)``, unbiased std."""
+    rows = advantage.double()
+    sums = torch.stack([torch.ones_like(rows).sum(), rows.sum(), rows.square().sum()])
+    number, total, squares = sum_over_ranks(sums)
+    mean = total / number
+    std = ((squares - number * mean.square()).clamp_min(0) / (number - 1)).sqrt()
+    return ((rows - mean) / (std + ADVANTAGE_EPSILON)).to(advantage.dtype)
 
 
 class PPOLoss(ClipPPOLoss):

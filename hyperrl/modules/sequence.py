@@ -26,7 +26,8 @@ class GRU(nn.Module):
     @property
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Input and recurrent weights, input and recurrent biases."""
-        return tuple(self.cell.parameters())  # type: ignore[return-value]
+        cell = self.cell
+        return cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0
 
     def initial_state(self, batch: int) -> Tensor:
         """The memory at a task's start, ``[batch, S]``."""

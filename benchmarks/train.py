@@ -76,7 +76,13 @@ class Clock:
         self.flops[name] = counter.get_total_flops()
 
     def watch(self) -> None:
-        """Patches the methods that make up a run."""
+        """Patches the methods that make up a run; those that count operations go around those that take time."""
+        self.timed(MetaPPO, "training_step", "update")
+        self.timed(MetaPPO, "log_metrics", "log")
+        self.timed(MetaDataModule, "collect", "collect")
+        self.timed(MetaDataModule, "evaluate", "validation")
+        self.timed(MetaEnv, "step_and_maybe_reset", "environment")
+        self.timed(ModelCheckpoint, "on_train_epoch_end", "checkpoint")
         collect, step, evaluate = MetaDataModule.collect, MetaPPO.training_step, MetaDataModule.evaluate
 
         def counted_collect(data: MetaDataModule) -> Any:
@@ -98,12 +104,6 @@ class Clock:
         MetaDataModule.collect = counted_collect  # type: ignore[method-assign]
         MetaDataModule.evaluate = flagged_evaluate  # type: ignore[method-assign]
         MetaPPO.training_step = counted_step  # type: ignore[method-assign]
-        self.timed(MetaPPO, "training_step", "update")
-        self.timed(MetaPPO, "log_metrics", "log")
-        self.timed(MetaDataModule, "collect", "collect")
-        self.timed(MetaDataModule, "evaluate", "validation")
-        self.timed(MetaEnv, "step_and_maybe_reset", "environment")
-        self.timed(ModelCheckpoint, "on_train_epoch_end", "checkpoint")
 
     def _after_rollout(self, frames: int) -> None:
         self.rollouts += 1

@@ -120,9 +120,21 @@ class HyperRLCLI(LightningCLI):
         """Lightning would put the checkpoint's hyper-parameters over the command line; ours lie under it."""
 
     def before_instantiate_classes(self) -> None:
-        """Evaluation reads a finished run: it opens none of its own."""
-        if self.subcommand != "fit":
-            self.config[self.subcommand].trainer.logger = False
+        """Refuses what would fail later, or silently mean something else; evaluation opens no run of its own."""
+        config = self.config[self.subcommand]
+        configuration.check_groups(config)
+        if config.ckpt_path and self.checkpoint is None:
+            raise ConfigError(f"ckpt_path is {config.ckpt_path} in a configuration; expected it as --ckpt_path")
+        if self.subcommand == "fit":
+            configuration.check_training(config)
+        elif self.checkpoint is None:
+            raise ConfigError(f"{self.subcommand} has no --ckpt_path; expected the checkpoint to evaluate")
+        else:
+            config.trainer.logger = False
+        precision = configuration.usable_precision(str(config.trainer.precision), config.trainer.accelerator)
+        if precision != config.trainer.precision:
+            sys.stderr.write(f"hyperrl: this processor has no bf16 units: computing in {precision}\n")
+            config.trainer.precision = precision
 
     def _set_seed(self) -> None:
         with _refused("seed_everything"):
@@ -146,11 +158,11 @@ class HyperRLCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Tests the best checkpoint once, on fresh tasks, and says what to do next."""
-        checkpoint = self.trainer.checkpoint_callback
-        best = getattr(checkpoint, "best_model_path", "")
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if not self.ends_with_test or self.trainer.interrupted:
             return
-        if best:
+        # A run that was resumed elsewhere with its budget spent knows its best checkpoint by a relative path only.
+        if Path(best).is_file():
             self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AdaptationTable):
@@ -169,14 +181,15 @@ def _refused(key: str) -> Iterator[None]:
 def _checkpoint_arguments(args: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
     """Puts the configuration in ``--ckpt_path``'s checkpoint below all other arguments; it is enough by itself."""
     path = _option(args, "--ckpt_path")
-    if path is None or not args:
+    command = next((index for index, arg in enumerate(args) if arg in HyperRLCLI.subcommands()), None)
+    if path is None or command is None:
         return None, args
     checkpoint = configuration.load_checkpoint(path)
     config = yaml.safe_load(checkpoint[configuration.CHECKPOINT_CONFIG])
     for key in ("ckpt_path", "config", "weights_only"):
         config.pop(key, None)
     # The parser takes a configuration as text, too.
-    return checkpoint, [args[0], "--config", json.dumps(config), *args[1:]]
+    return checkpoint, [*args[: command + 1], "--config", json.dumps(config), *args[command + 1 :]]
 
 
 def _option(args: list[str], name: str) -> str | None:
@@ -238,6 +251,7 @@ def quiet_libraries() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.environ.setdefault("RL_WARNINGS", "0")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 
 
 def run(args: list[str], test: bool = True) -> HyperRLCLI:

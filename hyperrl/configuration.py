@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import platform
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 
 import torch
 import yaml
+from jsonargparse import Namespace
 
 from hyperrl.errors import ConfigError
 
 CHECKPOINT_CONFIG = "config"
+GROUPS = ("trainer", "data", "checkpoint", "model", "model.encoder", "model.policy", "model.ppo")
 
 
 def config_root() -> Path:
@@ -78,6 +81,50 @@ def _contains(config: Any, part: Any) -> bool:
     if isinstance(config, dict) and isinstance(part, dict):
         return all(key in config and _contains(config[key], value) for key, value in part.items())
     return bool(config == part)
+
+
+def check_groups(config: Any) -> None:
+    """Refuses a value where a group of keys belongs."""
+    for name in GROUPS:
+        value = config.get(name)
+        if not isinstance(value, dict | Namespace):
+            raise ConfigError(
+                f"{name} is {value}; expected keys and values, such as `hyperrl fit --print_config` shows"
+            )
+
+
+def check_training(config: Any) -> None:
+    """Refuses settings of ``fit`` under which the best checkpoint would not be the best."""
+    for name, expected in (("check_val_every_n_epoch", 1), ("limit_val_batches", None)):
+        if config.trainer[name] not in (expected, 1.0):
+            raise ConfigError(
+                f"trainer.{name} is {config.trainer[name]}; expected {expected}: each epoch ends with a validation "
+                "that judges its checkpoint; data.rollouts_per_epoch sets the interval"
+            )
+    monitor = str(config.checkpoint.monitor)
+    if not re.fullmatch(r"val/(return(_episode_\d+)?|success_(mean|fraction))", monitor):
+        raise ConfigError(f"checkpoint.monitor is {monitor}; expected val/return or another mean of docs/metrics.md")
+
+
+def usable_precision(precision: str, accelerator: str) -> str:
+    """The precision to compute in: fp32 in place of bf16 on a processor that would have to emulate it.
+
+    Raises:
+        ConfigError: learning is not correct in that precision.
+    """
+    if precision in ("32", "32-true"):
+        return precision
+    if precision not in ("bf16", "bf16-mixed"):
+        raise ConfigError(f"trainer.precision is {precision}; expected 32-true or bf16-mixed")
+    on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+    return "32-true" if on_cpu and not _has_bf16_units() else precision
+
+
+def _has_bf16_units() -> bool:
+    """Whether matrix products in bf16 are native: AVX512-BF16 or AMX on x86, as oneDNN says elsewhere."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def load_checkpoint(path: str) -> dict[str, Any]:

@@ -29,6 +29,9 @@ FILES = {
     "type.yaml": "data:\n  num_envs: many\n",
     "broken.yaml": "model: [\n",
     "list.yaml": "- 1\n- 2\n",
+    "group.yaml": "model:\n  ppo: 3\n",
+    "data.yaml": "data: [1, 2]\n",
+    "resume.yaml": "ckpt_path: last.ckpt\n",
 }
 # Arguments of `fit` and what the one line must hold.
 UNKNOWN_KEYS = [
@@ -70,6 +73,14 @@ OUT_OF_RANGE = [
     (["--trainer.devices=-7"], ["trainer", "devices"]),
     (["--seed_everything=-3"], ["seed_everything", "-3"]),
     (["--checkpoint.mode=maximum"], ["maximum", "min, max"]),
+    (["--checkpoint.monitor=val/retrun"], ["checkpoint.monitor is val/retrun", "val/return"]),
+    (["--trainer.precision=bf16-true"], ["trainer.precision is bf16-true", "32-true or bf16-mixed"]),
+    (["--trainer.check_val_every_n_epoch=2"], ["trainer.check_val_every_n_epoch is 2", "data.rollouts_per_epoch"]),
+    (["--trainer.limit_val_batches=0"], ["trainer.limit_val_batches is 0", "expected None"]),
+    (["--model.ppo.entropy_coeff=.nan"], ["model.ppo.entropy_coeff is nan", "0 or more"]),
+    (["--config", "group.yaml"], ["model.ppo is 3", "keys and values"]),
+    (["--config", "data.yaml"], ["data", "keys and values"]),
+    (["--config", "resume.yaml"], ["ckpt_path is last.ckpt", "expected it as --ckpt_path"]),
 ]
 MISSING = [
     (["--config", "experiment/gridnavi_rnn_h"], ["_rnn_h:", "did you mean experiment/gridnavi_rnn_hn?"]),
@@ -89,6 +100,7 @@ COMMANDS = [
     (["list"], ["envs", "models", "experiments"]),
     (["list", "env"], ["list env", "envs"]),
     (["list", "envs", "models"], ["list envs models"]),
+    (["validate"], ["validate has no --ckpt_path"]),
     (["validate", "--ckpt_path=none.ckpt"], ["none.ckpt", "no such file"]),
     (["test", "--ckpt_path=none.ckpt"], ["none.ckpt", "no such file"]),
 ]
@@ -245,3 +257,11 @@ class TestConfigurations:
         status, output, _ = call("fit", *SMALL, "--trainer.logger=false", "--data.env=own_environment:OwnGrid-v0")
         assert status == 0
         assert "Adaptation (test)" in output
+
+
+def test_bf16_gives_way_to_fp32_where_the_processor_would_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(configuration, "_has_bf16_units", lambda: False)
+    assert configuration.usable_precision("bf16-mixed", "cpu") == "32-true"
+    monkeypatch.setattr(configuration, "_has_bf16_units", lambda: True)
+    assert configuration.usable_precision("bf16-mixed", "cpu") == "bf16-mixed"
+    assert configuration.usable_precision("32-true", "cpu") == "32-true"

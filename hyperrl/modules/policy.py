@@ -83,7 +83,7 @@ class PolicyConfig:
             width = getattr(self, name)
             if width is not None and width < 1:
                 raise ConfigError(f"model.policy.{name} is {width}; expected at least 1, or null for no embedding")
-        if self.init_std <= 0:
+        if not 0 < self.init_std < float("inf"):
             raise ConfigError(f"model.policy.init_std is {self.init_std}; expected a positive number")
 
 

@@ -67,13 +67,13 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "encoder_eps", "clip", "max_grad_norm", "reward_clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected a positive number")
         for name in ("gamma", "gae_lambda"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected a number between 0 and 1")
         for name in ("value_coeff", "entropy_coeff"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected 0 or more")
         for name in ("epochs", "num_minibatches"):
             if getattr(self, name) < 1:

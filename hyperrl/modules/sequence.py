@@ -27,7 +27,7 @@ class GRU(nn.Module):
     def weights(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Input and recurrent weights, input and recurrent biases."""
         cell = self.cell
-        return cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0
+        return cell.weight_ih_l0, cell.weight_hh_l0, cell.bias_ih_l0, cell.bias_hh_l0  # type: ignore[return-value]
 
     def initial_state(self, batch: int) -> Tensor:
         """The memory at a task's start, ``[batch, S]``."""

@@ -46,7 +46,7 @@ class _Recurrence(torch.autograd.Function):
         gates, recurrent = torch.empty_like(projected), torch.empty_like(projected)
         states = projected.new_empty(steps + 1, batch, hidden)
         states[0] = state
-        w_t = w_hh.t()
+        w_t = w_hh.t().contiguous()  # a fifth faster than the view, for a few rows
         both, last = slice(0, 2 * hidden), slice(2 * hidden, width)
         # Slices of whole sequences, cut once: cutting them at every step would cost as much as the arithmetic.
         inputs, pre, post = ([x.unbind(0) for x in (t[..., both], t[..., last])] for t in (projected, recurrent, gates))
@@ -62,6 +62,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
+    @torch.autocast("cpu", enabled=False)  # the backward pass runs under the caller's autocast, the memory is fp32
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         gates, recurrent_new, states, w_hh = ctx.saved_tensors
         hidden = w_hh.shape[1]

@@ -62,23 +62,31 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    @torch.autocast("cpu", enabled=False)  # the backward pass runs under the caller's autocast, the memory is fp32
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        gates, recurrent_new, states, w_hh = ctx.saved_tensors
-        hidden = w_hh.shape[1]
-        r, z, n = gates.split(hidden, -1)
-        # Derivatives of h' = (1-z) n + z h by the three pre-activations (of n also through r), for all steps at once.
-        by_new = (1 - z) * (1 - n * n)
-        factors = torch.cat([by_new * recurrent_new * r * (1 - r), (states[:-1] - n) * z * (1 - z), by_new * r], -1)
-        recurrent = torch.empty_like(gates)  # gradients at the recurrent pre-activations
-        upstream = torch.empty_like(n)  # gradients at every h'
-        carry = torch.zeros_like(n[0])
-        by_gate, to_gate = (t.unflatten(-1, (3, hidden)).unbind(0) for t in (factors, recurrent))
-        totals, grads, gradients, keep = upstream.unbind(0), grad.unbind(0), recurrent.unbind(0), z.unbind(0)
-        for t in range(len(grads) - 1, -1, -1):
-            torch.add(grads[t], carry, out=totals[t])
-            torch.mul(by_gate[t], totals[t].unsqueeze(1), out=to_gate[t])
-            carry = torch.addcmul(gradients[t] @ w_hh, totals[t], keep[t])
-        flat = recurrent.flatten(0, 1)
-        projected = torch.cat([recurrent[..., : 2 * hidden], upstream * by_new], -1)
-        return projected, carry, flat.t() @ states[:-1].flatten(0, 1), flat.sum(0)
+        # The backward pass runs under the caller's autocast, but memory stays in fp32.
+        with torch.autocast("cpu", enabled=False):
+            gates, recurrent_new, states, w_hh = ctx.saved_tensors
+            return _backward(gates, recurrent_new, states, w_hh, grad)
+
+
+def _backward(
+    gates: Tensor, recurrent_new: Tensor, states: Tensor, w_hh: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by projected inputs, first state, recurrent weights and biases."""
+    hidden = w_hh.shape[1]
+    r, z, n = gates.split(hidden, -1)
+    # Derivatives of h' = (1-z) n + z h by the three pre-activations (of n also through r), for all steps at once.
+    by_new = (1 - z) * (1 - n * n)
+    factors = torch.cat([by_new * recurrent_new * r * (1 - r), (states[:-1] - n) * z * (1 - z), by_new * r], -1)
+    recurrent = torch.empty_like(gates)  # gradients at the recurrent pre-activations
+    upstream = torch.empty_like(n)  # gradients at every h'
+    carry = torch.zeros_like(n[0])
+    by_gate, to_gate = (t.unflatten(-1, (3, hidden)).unbind(0) for t in (factors, recurrent))
+    totals, grads, gradients, keep = upstream.unbind(0), grad.unbind(0), recurrent.unbind(0), z.unbind(0)
+    for t in range(len(grads) - 1, -1, -1):
+        torch.add(grads[t], carry, out=totals[t])
+        torch.mul(by_gate[t], totals[t].unsqueeze(1), out=to_gate[t])
+        carry = torch.addcmul(gradients[t] @ w_hh, totals[t], keep[t])
+    flat = recurrent.flatten(0, 1)
+    projected = torch.cat([recurrent[..., : 2 * hidden], upstream * by_new], -1)
+    return projected, carry, flat.t() @ states[:-1].flatten(0, 1), flat.sum(0)

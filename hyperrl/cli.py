@@ -34,6 +34,7 @@ USAGE_ERROR, FAILURE = 2, 1
 LINKS = ("obs_dim", "action_dim", "num_actions", "num_envs", "frames")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "hyperrl.tracking.MLflowLogger"},
+    "precision": "32-true",
     "max_epochs": -1,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
@@ -131,8 +132,8 @@ class HyperRLCLI(LightningCLI):
             raise ConfigError(f"{self.subcommand} has no --ckpt_path; expected the checkpoint to evaluate")
         else:
             config.trainer.logger = False
-        precision = configuration.usable_precision(str(config.trainer.precision), config.trainer.accelerator)
-        if precision != config.trainer.precision:
+        precision = configuration.usable_precision(str(config.trainer.precision or 32), config.trainer.accelerator)
+        if precision == "32-true" and str(config.trainer.precision).startswith("bf16"):
             sys.stderr.write(f"hyperrl: this processor has no bf16 units: computing in {precision}\n")
             config.trainer.precision = precision
 

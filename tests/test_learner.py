@@ -322,7 +322,7 @@ def test_a_non_finite_loss_ends_the_run_and_is_named() -> None:
 
 def test_a_non_finite_parameter_ends_the_run_and_is_named() -> None:
     # The loss of the only minibatch is finite; the step after it is not.
-    ppo = PPOConfig(lr=float("inf"), epochs=1, num_minibatches=1)
+    ppo = PPOConfig(lr=3e38, epochs=1, num_minibatches=1)
     with pytest.raises(DivergedError, match=r"^(policy|encoder)\.\S+ is (nan|inf) at frame 80$"):
         tiny.fit(ppo=ppo)
 

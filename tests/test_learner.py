@@ -377,3 +377,11 @@ class TestLearning:
         assert initial < 2.0
         assert 4.5 < first + second < 8.04
         assert second > 3.2, "it remembers nothing from the first episode"
+
+
+def test_a_second_model_on_the_same_data_collects_with_its_own_policy() -> None:
+    source, histories = tiny.data(), (tiny.History(), tiny.History())
+    for history in histories:
+        tiny.trainer([history], "32-true").fit(tiny.learner(source, None, None, None), source)
+    for history in histories:
+        assert all(metrics["ppo/first_max_log_prob_change"] < 1e-4 for metrics in history.untimed())

@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 import hyperrl
 from hyperrl import cli
+from hyperrl.data.datamodule import MetaDataModule
 
 pytestmark = tiny.QUIET
 ROLLOUT, EPOCH, TOTAL = 60, 180, 1440
@@ -283,8 +284,9 @@ class TestResume:
         ],
     )
     def test_other_environments_start_with_new_tasks(
-        self, trained: Trained, flags: tuple[str, ...], caplog: pytest.LogCaptureFixture
+        self, trained: Trained, flags: tuple[str, ...], caplog: pytest.LogCaptureFixture, monkeypatch: Any
     ) -> None:
+        monkeypatch.setattr(MetaDataModule, "teardown", lambda self, stage: None)  # keeps the stream, to look at it
         resumed = trained.resume("--data.frames=720", "--data.steps_per_rollout=60", *flags)
         assert "new tasks" in caplog.text
         env = resumed.datamodule.stream.env

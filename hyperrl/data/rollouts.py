@@ -53,6 +53,8 @@ class RolloutStream:
             auto_register_policy_transforms=False,
             exploration_type=ExplorationType.RANDOM,
         )
+        # Environments and storage share a device: the collector's cast of every step would only take time.
+        self.collector.storing_device = None
         self._iterator: Iterator[TensorDictBase] = iter(self.collector)
         self.returns = EpisodeReturns(env.batch_size.numel(), env.episodes_per_task, env.device)
         self.metrics: dict[str, float] = {}

@@ -16,7 +16,7 @@ import time
 import torch
 from torch import Tensor
 
-from hyperrl.modules.gru import gru_sequence
+from hyperrl.modules.sequence.gru_kernel import gru_sequence
 
 FEATURES, HIDDEN, REPEATS = 40, 256, 21
 

@@ -27,11 +27,12 @@ from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import description, env_ids
 from hyperrl.errors import ConfigError, DivergedError, TrackingError
 from hyperrl.modules.meta_ppo import MetaPPO
+from hyperrl.modules.policy import PolicyConfig
 from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
 
 _log = logging.getLogger(__name__)
 USAGE_ERROR, FAILURE = 2, 1
-LINKS = ("obs_dim", "action_dim", "num_actions", "num_envs", "frames")
+LINKS = ("env_info", "num_envs", "frames")
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "hyperrl.tracking.MLflowLogger"},
     "precision": "32-true",
@@ -124,6 +125,9 @@ class HyperRLCLI(LightningCLI):
         """Refuses what would fail later, or silently mean something else; evaluation opens no run of its own."""
         config = self.config[self.subcommand]
         configuration.check_groups(config)
+        # Not a link: the parser would put the list into whatever stands where the group of data belongs.
+        needed = PolicyConfig(**config.model.policy.as_dict()).publish
+        config.data.publish = list(dict.fromkeys((*(config.data.publish or ()), *needed)))
         if config.ckpt_path and self.checkpoint is None:
             raise ConfigError(f"ckpt_path is {config.ckpt_path} in a configuration; expected it as --ckpt_path")
         if self.subcommand == "fit":

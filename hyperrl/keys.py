@@ -19,8 +19,7 @@ its root; what the environment returns after the action sits under ``next``.
 | ``task_id`` / ``state_id`` | ``[]`` | int64 | environment, if published | one-hot inputs, decoders |
 | ``belief`` | ``[belief_dim]`` | float32 | environment, if published | belief oracle |
 | ``success`` | ``[1]`` | bool | environment, if published | metrics |
-| ``memory`` | ``[S]`` | float32 | policy: memory at decision time | policy, at the next step (TorchRL carries it) |
-| ``prev_memory`` | ``[S]`` | float32 | policy: memory before the last transition | learner (rollout start) |
+| ``start_memory`` | ``[ceil(S / T)]`` | float32 | policy: memory before the rollout, a piece per step | learner |
 | ``action_log_prob`` | ``[]`` | float32 | policy | loss |
 | ``logits`` or ``loc``, ``scale`` | ``[num_actions]`` or ``[A]`` | float32 | learner | loss |
 | ``state_value`` | ``[1]`` | float32 | learner: value under the old parameters | returns, loss |
@@ -47,8 +46,7 @@ TASK_ID = "task_id"
 STATE_ID = "state_id"
 BELIEF = "belief"
 SUCCESS = "success"
-MEMORY = "memory"
-PREV_MEMORY = "prev_memory"
+START_MEMORY = "start_memory"
 ACTION_LOG_PROB = "action_log_prob"
 LOGITS = "logits"
 LOC = "loc"

@@ -42,7 +42,7 @@ UNKNOWN_KEYS = [
     (["--trainer.logger.init_args.experiment=a"], ["experiment"]),
     (["stray"], ["stray"]),
     (["--ckpt_pat=last.ckpt"], ["ckpt_pat", "did you mean ckpt_path?"]),  # no abbreviations
-    (["--model.obs_dim=3"], ["model.obs_dim", "data.obs_dim"]),
+    (["--model.num_envs=3"], ["model.num_envs", "data.num_envs"]),
 ]
 WRONG_TYPES = [
     (["--model.ppo.lr=fast"], ["model.ppo.lr", "float", "fast"]),
@@ -67,7 +67,7 @@ OUT_OF_RANGE = [
     (["--model.ppo.lr=0"], ["model.ppo.lr is 0", "positive"]),
     (["--model.policy.layers=[]"], ["model.policy.layers is []", "at least one"]),
     (["--model.policy.state_embedding_dim=-3"], ["model.policy.state_embedding_dim is -3", "at least 1"]),
-    (["--model.policy.use_state=false"], ["model.policy.hypernetwork", "model.policy.use_state"]),
+    (["--model.policy.use_state=false"], ["model.policy.conditioning", "model.policy.use_state"]),
     (["--model.encoder.hidden_dim=0"], ["model.encoder.hidden_dim is 0", "at least 1"]),
     (["--trainer.accelerator=quantum"], ["trainer", "quantum", "cpu"]),
     (["--trainer.devices=-7"], ["trainer", "devices"]),
@@ -223,7 +223,7 @@ class TestConfigurations:
         config = printed(call, *files, "--model.ppo.lr=3e-4", "--seed_everything", "7")
         assert config["data"]["env"] == "Grid7-21-v0"
         assert config["data"]["num_envs"] == 12
-        assert config["model"]["policy"]["hypernetwork"] is False
+        assert config["model"]["policy"]["conditioning"] == "concat"
         assert config["model"]["ppo"] == {**config["model"]["ppo"], "lr": 3e-4, "epochs": 3, "gamma": 0.95}
         assert config["seed_everything"] == 7
         reverse = printed(call, "--config", "own.yaml", "--config", "experiment/quickstart")

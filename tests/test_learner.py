@@ -29,8 +29,8 @@ CONTINUOUS = {"env": tiny.TOY, "env_options": {"continuous": True}}
 # Each differs in what could break the replay: memory, resets, normalisation, action space, minibatches.
 REPLAYS: dict[str, tuple[PPOConfig, dict[str, Any], dict[str, Any]]] = {
     "hypernetwork": (FAST, {}, {}),
-    "plain, normalised latent": (FAST, {"hypernetwork": False, "normalize_latent": True}, {}),
-    "without state": (FAST, {"hypernetwork": False, "use_state": False}, {}),
+    "plain, normalised latent": (FAST, {"conditioning": "concat", "normalize_latent": True}, {}),
+    "without state": (FAST, {"conditioning": "concat", "use_state": False}, {}),
     "tasks end inside": (FAST, {}, {"episodes_per_task": 2, "steps_per_rollout": 37}),
     "each environment by itself": (FAST, {}, {"env": tiny.TOY}),
     "continuous actions": (FAST, {}, CONTINUOUS),
@@ -236,8 +236,8 @@ class TestAdvantages:
         """Value targets step by step, each next value from the step's own next observation and latent."""
         after = rollout[keys.NEXT]
         latent, next_latent = model.agent.encoder.encode(rollout)
-        value = model.agent.values(rollout[keys.OBSERVATION], latent)
-        next_value = model.agent.values(after[keys.OBSERVATION], next_latent)
+        value = model.agent.values(rollout, latent)
+        next_value = model.agent.values(after, next_latent)
         carry, targets = torch.zeros_like(value[:, 0]), []
         for t in reversed(range(rollout.shape[1])):
             future = next_value[:, t] * ~after[keys.TERMINATED][:, t]

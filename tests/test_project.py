@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 # What each layer may import from hyperrl. Files that are not listed (cli, callbacks, tracking, ...) see everything.
-FOUNDATION = {"distributed", "errors", "keys", "metrics", "seeding"}
+FOUNDATION = {"distributed", "env_info", "errors", "keys", "metrics", "seeding"}
 ALLOWED = {
     **dict.fromkeys(sorted(FOUNDATION), FOUNDATION),
     "envs": FOUNDATION | {"envs"},

@@ -315,7 +315,7 @@ class TestRefused:
 
     @pytest.mark.parametrize("subcommand", ["fit", "validate", "test"])
     @pytest.mark.parametrize(
-        "flag", ["--model.encoder.hidden_dim=16", "--model.policy.hypernetwork=false", "--data.episodes_per_task=1"]
+        "flag", ["--model.encoder.hidden_dim=16", "--model.policy.conditioning=concat", "--data.episodes_per_task=1"]
     )
     def test_a_checkpoint_of_another_model(self, trained: Trained, refusal: Any, subcommand: str, flag: str) -> None:
         error = refusal(subcommand, "--ckpt_path", str(trained.last), flag)

@@ -21,7 +21,7 @@ from hyperrl.errors import ConfigError
 from hyperrl.metrics import EpisodeReturns, adaptation_metrics
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.encoder import EncoderConfig
-from hyperrl.modules.policy import ActionSpace, PolicyConfig
+from hyperrl.modules.policy import PolicyConfig
 
 pytestmark = tiny.QUIET
 ENVS, EPISODES = 5, 3
@@ -93,9 +93,8 @@ class TestEpisodeReturns:
 
 def actor_factory(env: MetaEnv) -> Any:
     torch.manual_seed(2)
-    actions = ActionSpace(env.action_dim, env.num_actions)
     policy = PolicyConfig(**tiny.POLICY, hypernet_init="none")
-    agent = Agent(env.obs_dim, actions, EncoderConfig(**tiny.ENCODER), policy)
+    agent = Agent(env.env_info, EncoderConfig(**tiny.ENCODER), policy)
     return lambda generator: Actor(agent, generator)
 
 
@@ -278,7 +277,10 @@ class TestDataModule:
 
     def test_sizes_come_from_the_environment(self) -> None:
         source = tiny.data(env=tiny.TOY, env_options={"continuous": True}, episodes_per_task=1)
-        assert (source.obs_dim, source.action_dim, source.num_actions) == (2, 2, None)
+        info = source.env_info
+        assert (info.obs_dim, info.action_dim, info.num_actions) == (2, 2, None)
+        assert info.horizon == tiny.Toy(1).horizon // 2
+        assert tiny.data(eval_episodes_per_task=9).env_info.horizon == 9 * 15
         assert tiny.data().landmarks["task_known"] == 44.2857
 
     @pytest.mark.parametrize(

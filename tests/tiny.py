@@ -101,9 +101,7 @@ def learner(
 ) -> MetaPPO:
     """A tiny model that fits the data; what is given differs from the tiny defaults."""
     return MetaPPO(
-        source.obs_dim,
-        source.action_dim,
-        source.num_actions,
+        source.env_info,
         source.num_envs,
         source.frames,
         EncoderConfig(**{**ENCODER, **(encoder or {})}),

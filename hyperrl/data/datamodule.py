@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -35,6 +36,7 @@ class MetaDataModule(LightningDataModule):
         test_tasks: fresh tasks of a test, per process.
         eval_episodes_per_task: episodes per task in validation and test; null takes those of training.
         held_out: fraction of the tasks that only the test sees; 0 tests on fresh draws of all tasks.
+        publish: what environments publish besides the observation; what the model needs is added.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class MetaDataModule(LightningDataModule):
         test_tasks: int = 512,
         eval_episodes_per_task: int | None = None,
         held_out: float = 0.0,
+        publish: list[str] | None = None,
     ) -> None:
         super().__init__()
         counts = {
@@ -68,7 +71,7 @@ class MetaDataModule(LightningDataModule):
         self.env_id, self.num_envs, self.steps_per_rollout = env, num_envs, steps_per_rollout
         self.frames, self.rollouts_per_epoch = frames, rollouts_per_epoch
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
-        self.held_out = held_out
+        self.held_out, self.publish = held_out, tuple(publish or ())
         self.options = options = self._options(env_options or {}, episodes_per_task)
         self.eval_options = self._options(options, eval_episodes_per_task)
         example, evaluation = self._example(options), self._example(self.eval_options)
@@ -77,7 +80,8 @@ class MetaDataModule(LightningDataModule):
                 f"data.episodes_per_task is {example.episodes_per_task} and data.eval_episodes_per_task is "
                 f"{evaluation.episodes_per_task}; expected both or neither to be 1, as several episodes have a flag"
             )
-        self.obs_dim, self.action_dim, self.num_actions = example.obs_dim, example.action_dim, example.num_actions
+        longest = max(example.horizon, evaluation.horizon)
+        self.env_info = dataclasses.replace(example.env_info, horizon=longest)
         # What is known of an environment holds for all its tasks and its own number of episodes.
         own = not env_options and not held_out and evaluation.episodes_per_task == self._example({}).episodes_per_task
         self.landmarks = landmarks(env) if own else {}
@@ -98,7 +102,7 @@ class MetaDataModule(LightningDataModule):
                 raise ConfigError(f"data.env_options.{name} is {options[name]}; expected to be left to the run")
         split = {"task_split": "train", "test_fraction": self.held_out} if self.held_out else {}
         episodes = {} if episodes_per_task is None else {"episodes_per_task": episodes_per_task}
-        return {**options, **split, **episodes}
+        return {**options, **split, **episodes, **({"publish": self.publish} if self.publish else {})}
 
     @property
     def rollout_metrics(self) -> dict[str, float]:

@@ -22,11 +22,23 @@ class Learner(Protocol):
 
     frames: int
 
-    def actor(self, generator: torch.Generator) -> Callable[[TensorDictBase], TensorDictBase]:
+    def actor(self, generator: torch.Generator) -> ActingPolicy:
         """The acting policy."""
 
 
-ActorFactory = Callable[[torch.Generator], Callable[[TensorDictBase], TensorDictBase]]
+class ActingPolicy(Protocol):
+    """A policy with a memory."""
+
+    memory: Tensor | None
+
+    def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Writes an action."""
+
+    def attach_memory(self, rollout: TensorDictBase, memory: Tensor | None) -> None:
+        """Writes the memory that a rollout started with to it."""
+
+
+ActorFactory = Callable[[torch.Generator], ActingPolicy]
 
 
 class RolloutStream:
@@ -42,9 +54,10 @@ class RolloutStream:
     def __init__(self, env: MetaEnv, actor: ActorFactory, steps: int, seed: int) -> None:
         self.env = env
         self.generator = torch.Generator(env.device).manual_seed(seed)
+        self.actor = actor(self.generator)
         self.collector = Collector(
             env,
-            actor(self.generator),
+            self.actor,
             frames_per_batch=steps * env.batch_size.numel(),
             total_frames=-1,
             use_buffers=False,
@@ -61,9 +74,10 @@ class RolloutStream:
 
     def collect(self) -> TensorDictBase:
         """Collects the next rollout and notes the returns of the tasks that ended in it."""
-        start = time.perf_counter()
+        start, memory = time.perf_counter(), self.actor.memory
         with torch.no_grad():
             rollout = next(self._iterator)
+            self.actor.attach_memory(rollout, memory)
         self.metrics = {"time/collect": time.perf_counter() - start, **self._returns(rollout[keys.NEXT])}
         return rollout
 
@@ -79,8 +93,10 @@ class RolloutStream:
         return {"train/return": sum(means), **named}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next rollout depends on besides the policy: plain tensors only."""
+        """Everything that the next rollout depends on besides the policy's parameters: plain tensors only."""
+        memory = self.actor.memory
         return {
+            "memory": None if memory is None else memory.cpu().clone(),
             "env": self.env.state_dict(),
             "carrier": self.collector._carrier.cpu().clone().to_dict(),
             "generator": self.generator.get_state(),
@@ -93,6 +109,7 @@ class RolloutStream:
         carrier = TensorDict(state["carrier"], self.env.batch_size, device=self.env.device)
         # TorchRL's own state_dict keeps counters only; the carried step is what the next rollout starts from.
         self.collector._carrier = carrier
+        self.actor.memory = None if state["memory"] is None else state["memory"].to(self.env.device)
         self.generator.set_state(state["generator"].cpu())
         self.returns.load_state_dict(state["returns"])
 

@@ -17,6 +17,7 @@ from torchrl.data import Composite
 from torchrl.envs import EnvBase
 
 from hyperrl import keys
+from hyperrl.env_info import EnvInfo
 from hyperrl.envs.layout import Layout, SpecFactory, TaskSplit, check_positive, is_number
 
 _PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
@@ -95,6 +96,7 @@ class MetaEnv(EnvBase):
         self.obs_dim = len(layout.observation_low) + (episodes_per_task > 1)
         self.num_actions = layout.num_actions
         self.action_dim = len(layout.action_low) if layout.num_actions is None else 1
+        self._action_bounds = tuple(layout.action_low), tuple(layout.action_high)
         self.task_dim = layout.task_dim
         self.num_tasks = layout.num_tasks
         self.num_states = layout.num_states
@@ -169,6 +171,13 @@ class MetaEnv(EnvBase):
         return tasks[chosen.sort().values.to(tasks.device)]
 
     # Public ------------------------------------------------------------------------------------------------------
+
+    @property
+    def env_info(self) -> EnvInfo:
+        """What a model has to know of this environment."""
+        low, high = (None, None) if self.num_actions else self._action_bounds
+        sizes = self.task_dim, self.num_tasks or 0, self.belief_dim or 0
+        return EnvInfo(self.obs_dim, self.action_dim, self.num_actions, self.horizon, *sizes, low, high)
 
     def inject(self, name: str, *values: Any) -> None:
         """Queue values that the next draws called `name` return instead of sampling.

@@ -1,8 +1,11 @@
-"""The memory of the current task: transition features -> sequence model -> latent (spec/models.md sections 1 and 4)."""
+"""The memory of the current task (spec/models.md sections 1 and 4).
+
+Transition features -> hidden layers -> sequence model -> hidden layers -> aggregator, of one half or all -> latent.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,8 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hyperrl import keys
-from hyperrl.errors import ConfigError
-from hyperrl.modules.sequence import GRU
+from hyperrl.modules.encoder_config import EncoderConfig, check_parts
 
 
 class Transition(NamedTuple):
@@ -40,35 +42,6 @@ class Transition(NamedTuple):
         first, own = cls.last(td[:, :1]), td[keys.NEXT]
         steps = cls(own[keys.PREV_OBSERVATION], own[keys.PREV_ACTION], own[keys.PREV_REWARD], own[keys.OBSERVATION])
         return cls(*(torch.cat(pair, 1) for pair in zip(first, steps, strict=True)))
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """Sizes of the trajectory encoder; an embedding of size 0 drops that input.
-
-    Attributes:
-        state_embedding_dim: width of the embedding shared by s and s'.
-        action_embedding_dim: width of the action embedding.
-        reward_embedding_dim: width of the reward embedding.
-        hidden_dim: width of the recurrent memory.
-        latent_dim: width of the latent's mean, and again of its log variance.
-        full_transitions: feed (s, a, r, s') instead of (a, r, s').
-    """
-
-    state_embedding_dim: int = 32
-    action_embedding_dim: int = 0
-    reward_embedding_dim: int = 8
-    hidden_dim: int = 256
-    latent_dim: int = 5
-    full_transitions: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("state_embedding_dim", "hidden_dim", "latent_dim"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.encoder.{name} is {getattr(self, name)}; expected at least 1")
-        for name in ("action_embedding_dim", "reward_embedding_dim"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"model.encoder.{name} is {getattr(self, name)}; expected 0 (input dropped) or more")
 
 
 class TransitionFeatures(nn.Module):
@@ -110,36 +83,80 @@ class TrajectoryEncoder(nn.Module):
     latent before any transition (the prior) is the output after one all-zero feature vector, whose effect on the
     memory is discarded. Everything here runs in fp32: it is a small share of the work, and memory has to last.
 
+    The memory is one vector per row, the sequence model's state and then the aggregator's.
+
     Args:
         obs_dim: width of observations.
         action_dim: width of actions (1 for discrete ones).
-        config: sizes.
+        config: parts and sizes.
+        horizon: longest task in steps, evaluation included; only memories that keep every step need it.
+
+    Raises:
+        ConfigError: parts of the configuration do not fit together.
     """
 
-    def __init__(self, obs_dim: int, action_dim: int, config: EncoderConfig) -> None:
+    def __init__(self, obs_dim: int, action_dim: int, config: EncoderConfig, horizon: int | None = None) -> None:
         super().__init__()
-        self.features = TransitionFeatures(obs_dim, action_dim, config)
-        self.sequence = GRU(self.features.output_dim, config.hidden_dim)
-        self.output = nn.Linear(self.sequence.output_dim, 2 * config.latent_dim)
         self.latent_dim = 2 * config.latent_dim
-        self.state_dim = self.sequence.state_dim
+        self.features = TransitionFeatures(obs_dim, action_dim, config)
+        # A factory does not tell its class, and with it how wide its input has to be: a small specimen does.
+        specimen = None if config.aggregator is None else config.aggregator(2)
+        gives_latent = specimen is not None and specimen.gives_latent
+        hidden, after = config.hidden_dim, list(config.layers_after)
+        if gives_latent:
+            after += [*config.output_layers, self.latent_dim]
+        elif specimen is not None and after:
+            after[-1] *= specimen.input_factor
+        elif specimen is not None:
+            hidden *= specimen.input_factor
+
+        before = [self.features.output_dim, *config.layers_before]
+        self.before = nn.Sequential(*_layers(before), nn.ReLU()) if config.layers_before else None
+        self.sequence = config.sequence(before[-1], hidden, horizon or 0)
+        self.after = _layers([self.sequence.output_dim, *after]) if after else None
+        width = after[-1] if after else self.sequence.output_dim
+        check_parts(config, self.sequence, specimen, width)
+        self.passed_by = width // 2 if config.split else 0
+        self.aggregator = None if config.aggregator is None else config.aggregator(width - self.passed_by)
+        if self.aggregator is not None:
+            width = self.passed_by + self.aggregator.output_dim
+        self.output = None if gives_latent else _layers([width, *config.output_layers, self.latent_dim])
+        self.state_dim = self.sequence.state_dim + (0 if self.aggregator is None else self.aggregator.state_dim)
+        self.learned: nn.Parameter | None = None
+        if config.learn_initial_state:
+            self._learn_initial_state()
+
+    def _learn_initial_state(self) -> None:
+        """Makes the constants that a task starts with a parameter, where they may be."""
+        learnable = torch.ones(self.state_dim, dtype=torch.bool)
+        if self.aggregator is not None:
+            learnable[self.sequence.state_dim :] = self.aggregator.learnable
+        self.learnable: Tensor
+        self.register_buffer("learnable", learnable, persistent=False)
+        self.learned = nn.Parameter(self._constants(1)[0, learnable])
 
     def initial_state(self, batch: int) -> Tensor:
         """The memory before any transition of a task, ``[batch, S]``."""
-        return self.sequence.initial_state(batch)
+        if self.learned is None:
+            return self._constants(batch)
+        return self._constants(1).masked_scatter(self.learnable, self.learned).expand(batch, -1)
+
+    def _constants(self, batch: int) -> Tensor:
+        """The memory before any transition as the parts have it."""
+        state = self.sequence.initial_state(batch)
+        return state if self.aggregator is None else torch.cat([state, self.aggregator.initial_state(batch)], -1)
 
     def prior(self, batch: int) -> Tensor:
         """The latent before any transition of a task, ``[batch, 2L]`` (mean, log variance)."""
-        nothing = self.output.weight.new_zeros(1, self.features.output_dim)
-        with torch.autocast(nothing.device.type, enabled=False):
-            output, _ = self.sequence.step(nothing, self.initial_state(1))
-            return self.output(output).expand(batch, -1)
+        initial = self.initial_state(1)
+        with torch.autocast(initial.device.type, enabled=False):
+            latent, _ = self._step(initial.new_zeros(1, self.features.output_dim), initial)
+            return latent.expand(batch, -1)
 
     def step(self, transition: Transition, state: Tensor) -> tuple[Tensor, Tensor]:
         """Consumes one transition ``[B, ...]``; returns latent ``[B, 2L]`` and memory ``[B, S]``."""
         with torch.autocast(state.device.type, enabled=False):
-            output, state = self.sequence.step(self.features(transition), state)
-            return self.output(output), state
+            return self._step(self.features(transition), state)
 
     def forward(self, transition: Transition, reset: Tensor, state: Tensor) -> Tensor:
         """Consumes sequences.
@@ -153,29 +170,72 @@ class TrajectoryEncoder(nn.Module):
             The latent after every transition, ``[B, T, 2L]``.
         """
         with torch.autocast(state.device.type, enabled=False):
-            return self.output(self.sequence(self.features(transition), reset, state))
+            width = self.sequence.state_dim
+            initial = None if self.learned is None else self.initial_state(1)
+            x = self._enter(self.features(transition))
+            x = self.sequence(x, reset, state[:, :width], None if initial is None else initial[:, :width])
+            by, x = self._split(x)
+            if self.aggregator is not None:
+                x = self.aggregator(x, reset, state[:, width:], None if initial is None else initial[:, width:])
+            return self._leave(by, x)
 
-    def act(self, td: TensorDictBase) -> Tensor:
+    def _step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Features ``[B, F]`` and memory ``[B, S]`` to latent ``[B, 2L]`` and memory."""
+        width = self.sequence.state_dim
+        x, memory = self.sequence.step(self._enter(features), state[:, :width])
+        by, x = self._split(x)
+        if self.aggregator is not None:
+            x, pooled = self.aggregator.step(x, state[:, width:])
+            memory = torch.cat([memory, pooled], -1)
+        return self._leave(by, x), memory
+
+    def _enter(self, features: Tensor) -> Tensor:
+        """What the sequence model reads ``[..., F]``."""
+        return features if self.before is None else self.before(features)
+
+    def _split(self, x: Tensor) -> tuple[Tensor | None, Tensor]:
+        """What passes the aggregator by, and what it reads, of the sequence model's outputs ``[..., E]``."""
+        if self.after is not None:
+            x = self.after(x)
+        return (x[..., : self.passed_by], x[..., self.passed_by :]) if self.passed_by else (None, x)
+
+    def _leave(self, by: Tensor | None, x: Tensor) -> Tensor:
+        """The latent ``[..., 2L]``."""
+        x = x if by is None else torch.cat([by, x], -1)
+        return x if self.output is None else self.output(x)
+
+    def act(self, td: TensorDictBase, memory: Tensor | None) -> tuple[Tensor, Tensor]:
         """Advances the memory at decision time.
 
         Args:
-            td: root of a step ``[B]``: the last transition, ``is_init``, and ``memory`` as left here a step ago.
+            td: root of a step ``[B]``: the last transition and ``is_init``.
+            memory: memory before that transition ``[B, S]``; none where nobody has stepped yet, as the first call of a
+                stream is the first step of all its tasks.
 
         Returns:
-            The latent to act on ``[B, 2L]``; ``memory`` and ``prev_memory [B, S]`` are written to ``td``.
+            The latent to act on ``[B, 2L]`` and the memory to come back with ``[B, S]``.
         """
         is_init = td[keys.IS_INIT]
-        previous = td.get(keys.MEMORY, None)
-        if previous is None:
-            # Nobody has stepped yet: the first call of a stream is the first step of all its tasks.
-            previous = self.initial_state(len(is_init))
-        latent, memory = self.step(Transition.last(td), previous)
-        td[keys.PREV_MEMORY] = previous
+        latent, memory = self.step(Transition.last(td), self.initial_state(len(is_init)) if memory is None else memory)
         if memory.is_cpu and not bool(is_init.any()):  # not worth a synchronisation elsewhere
-            td[keys.MEMORY] = memory
-            return latent
-        td[keys.MEMORY] = torch.where(is_init, self.initial_state(len(memory)), memory)
-        return torch.where(is_init, self.prior(len(latent)), latent)
+            return latent, memory
+        memory = torch.where(is_init, self.initial_state(len(memory)), memory)
+        return torch.where(is_init, self.prior(len(latent)), latent), memory
+
+    def attach_memory(self, rollout: TensorDictBase, memory: Tensor | None) -> None:
+        """Writes the memory before the first transition of a rollout ``[B, T]`` to it, ``[B, S]`` or none.
+
+        A memory that keeps every step is too wide to be stored at each of them. So the one that the learner starts from
+        is cut into T pieces, one per step: it goes along with whole environments and takes no more room than it needs.
+        """
+        batch, steps = rollout.shape
+        memory = self.initial_state(batch).detach() if memory is None else memory
+        padding = -self.state_dim % steps
+        rollout[keys.START_MEMORY] = nn.functional.pad(memory, (0, padding)).view(batch, steps, -1)
+
+    def start_memory(self, rollout: TensorDictBase) -> Tensor:
+        """The memory ``[B, S]`` that :meth:`attach_memory` wrote."""
+        return rollout[keys.START_MEMORY].flatten(1)[:, : self.state_dim]
 
     def encode(self, rollout: TensorDictBase) -> tuple[Tensor, Tensor]:
         """Re-encodes a rollout from the memory stored at its start.
@@ -184,13 +244,21 @@ class TrajectoryEncoder(nn.Module):
         action of a task is taken from the prior, and a task's final value is known.
 
         Args:
-            rollout: ``[B, T]`` with ``prev_memory`` at its first step.
+            rollout: ``[B, T]`` with ``start_memory``.
 
         Returns:
             Latents at decision time and latents after the step, both ``[B, T, 2L]``.
         """
         is_init = rollout[keys.IS_INIT].squeeze(-1)
         reset = torch.cat([torch.zeros_like(is_init[:, :1]), is_init], 1)
-        latents = self(Transition.rollout(rollout), reset, rollout[keys.PREV_MEMORY][:, 0])
+        latents = self(Transition.rollout(rollout), reset, self.start_memory(rollout))
         before, after = latents[:, :-1], latents[:, 1:]
         return torch.where(is_init.unsqueeze(-1), self.prior(1), before), after
+
+
+def _layers(widths: Sequence[int]) -> nn.Sequential:
+    """Affine layers with ReLU between them."""
+    layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+    for pair in zip(widths[1:-1], widths[2:], strict=True):
+        layers += [nn.ReLU(), nn.Linear(*pair)]
+    return nn.Sequential(*layers)

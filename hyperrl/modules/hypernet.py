@@ -8,6 +8,8 @@ was the faster of the two in most of the shapes and precisions tried; for a few 
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -17,20 +19,24 @@ class Condition:
     """The vector that generates the weights, and expansions of it that several layers share.
 
     Args:
-        embedding: ``[N, K]``.
+        embedding: ``e [N, K]``.
+        head_bias: whether the heads that generate weights have a bias.
+
+    Attributes:
+        coefficients: what the terms of a weight head are weighted with: ``e' = (1, e)``, or ``e`` without head bias.
     """
 
-    def __init__(self, embedding: Tensor) -> None:
-        self.embedding = embedding
-        self.augmented = torch.cat([torch.ones_like(embedding[:, :1]), embedding], 1)
+    def __init__(self, embedding: Tensor, head_bias: bool = True) -> None:
+        self.embedding, self.head_bias = embedding, head_bias
+        self.coefficients = torch.cat([torch.ones_like(embedding[:, :1]), embedding], 1) if head_bias else embedding
 
     def float(self) -> Condition:
         """The same condition in fp32."""
-        return self if self.embedding.dtype == torch.float32 else Condition(self.embedding.float())
+        return self if self.embedding.dtype == torch.float32 else Condition(self.embedding.float(), self.head_bias)
 
     def expand(self, x: Tensor) -> Tensor:
-        """Returns the outer products ``e'_k x_i`` of ``x [N, in]`` as ``[N, (K+1) * in]``."""
-        return (self.augmented.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
+        """Returns the outer products ``e'_k x_i`` of ``x [N, in]`` as ``[N, terms * in]``."""
+        return (self.coefficients.unsqueeze(-1) * x.unsqueeze(-2)).flatten(-2)
 
 
 class Input:
@@ -38,17 +44,27 @@ class Input:
 
     Args:
         x: ``[N, in]``.
-        condition: what generates the weights; none for ordinary layers.
+        condition: what generates the weights; none where nothing is generated.
+        task_id: which network serves each sample ``[N]``; none where there is one for all tasks.
     """
 
-    def __init__(self, x: Tensor, condition: Condition | None) -> None:
+    def __init__(self, x: Tensor, condition: Condition | None = None, task_id: Tensor | None = None) -> None:
         self.x = x
         self.condition = condition
+        self.task_id = task_id
         self._expanded: Tensor | None = None
+
+    def next(self, x: Tensor) -> Input:
+        """The input of the next layer."""
+        return Input(x, self.condition, self.task_id)
+
+    def float(self) -> Input:
+        """The same input in fp32."""
+        return Input(self.x.float(), self.condition.float() if self.condition else None, self.task_id)
 
     @property
     def expanded(self) -> Tensor:
-        """The expansion ``[N, (K+1) * in]``."""
+        """The expansion ``[N, terms * in]``."""
         if self._expanded is None:
             assert self.condition is not None
             self._expanded = self.condition.expand(self.x)
@@ -56,7 +72,7 @@ class Input:
 
 
 class PlainLinear(nn.Linear):
-    """An ordinary affine layer behind the interface of the generated ones."""
+    """An ordinary affine layer behind the interface of the others."""
 
     def forward(self, inputs: Input) -> Tensor:  # type: ignore[override]
         """Returns ``[N, out]``."""
@@ -70,27 +86,33 @@ class GeneratedLinear(nn.Module):
         in_features: width of the input.
         out_features: width of the output.
         condition_dim: width ``K`` of the condition.
+        head_bias: whether the heads have a bias: without one, all generated weights vanish with the condition.
 
     Attributes:
-        weight: the stacked head ``W_0, W_1, ..., W_K`` as the one matrix that the product needs: ``[out, (K+1) * in]``
-            if the input is expanded (``in <= out``), else ``[(K+1) * out, in]``. Use :meth:`components` to look at it.
+        weight: the stacked head ``W_0, W_1, ..., W_K`` as the one matrix that the product needs: ``[out, terms * in]``
+            if the input is expanded (``in <= out``), else ``[terms * out, in]``; ``terms`` is ``K + 1``, or ``K``
+            without head bias, where ``W_0`` is missing. Use :meth:`components` to look at it.
         bias_head: ``b(e)`` as an affine layer ``[out, K]``.
     """
 
-    def __init__(self, in_features: int, out_features: int, condition_dim: int) -> None:
+    generates: ClassVar = ("weight", "bias")
+
+    def __init__(self, in_features: int, out_features: int, condition_dim: int, head_bias: bool = True) -> None:
         super().__init__()
-        self.in_features, self.out_features, self.condition_dim = in_features, out_features, condition_dim
+        self.in_features, self.out_features, self.head_bias = in_features, out_features, head_bias
         self.expands_input = in_features <= out_features
-        terms = condition_dim + 1
-        shape = (out_features, terms * in_features) if self.expands_input else (terms * out_features, in_features)
+        self.terms = condition_dim + int(head_bias)
+        shape = (
+            (out_features, self.terms * in_features) if self.expands_input else (self.terms * out_features, in_features)
+        )
         self.weight = nn.Parameter(torch.empty(shape))
-        self.bias_head = nn.Linear(condition_dim, out_features)
+        self.bias_head = nn.Linear(condition_dim, out_features, bias=head_bias)
 
     def components(self) -> Tensor:
-        """A view of the head's parameters as ``[K+1, out, in]``: entry 0 is the head's bias, entry k its column k."""
+        """A view of the weight head as ``[terms, out, in]``: its bias, if it has one, then its columns."""
         if self.expands_input:
-            return self.weight.unflatten(1, (self.condition_dim + 1, self.in_features)).transpose(0, 1)
-        return self.weight.unflatten(0, (self.condition_dim + 1, self.out_features))
+            return self.weight.unflatten(1, (self.terms, self.in_features)).transpose(0, 1)
+        return self.weight.unflatten(0, (self.terms, self.out_features))
 
     def forward(self, inputs: Input) -> Tensor:
         """Returns ``[N, out]`` without building per-sample weights."""
@@ -99,10 +121,10 @@ class GeneratedLinear(nn.Module):
         bias = self.bias_head(condition.embedding)
         if self.expands_input:
             return functional.linear(inputs.expanded, self.weight) + bias
-        terms = functional.linear(inputs.x, self.weight).unflatten(-1, (self.condition_dim + 1, self.out_features))
-        return torch.bmm(condition.augmented.unsqueeze(1).to(terms.dtype), terms).squeeze(1) + bias
+        terms = functional.linear(inputs.x, self.weight).unflatten(-1, (self.terms, self.out_features))
+        return torch.bmm(condition.coefficients.unsqueeze(1).to(terms.dtype), terms).squeeze(1) + bias
 
     def materialise(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """The generated weights ``[N, out, in]`` and biases ``[N, out]`` for ``embedding [N, K]``, for inspection."""
-        augmented = Condition(embedding).augmented
-        return torch.einsum("nk,koi->noi", augmented, self.components()), self.bias_head(embedding)
+        coefficients = Condition(embedding, self.head_bias).coefficients
+        return torch.einsum("nk,koi->noi", coefficients, self.components()), self.bias_head(embedding)

@@ -14,13 +14,14 @@ from torch import Tensor
 
 from hyperrl import keys
 from hyperrl.distributed import gather_over_ranks
+from hyperrl.env_info import EnvInfo
 from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.metrics import adaptation_metrics
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.encoder import EncoderConfig
 from hyperrl.modules.minibatches import permuted_chunks
 from hyperrl.modules.normalization import RewardNormalizer
-from hyperrl.modules.policy import ActionSpace, PolicyConfig
+from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import (
     PPOConfig,
     PPOLoss,
@@ -32,15 +33,11 @@ from hyperrl.seeding import derive_seed, run_seed
 
 # What the update reads of a rollout; everything else is dropped before minibatches are cut.
 LEARNER_KEYS = (
-    keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.PREV_MEMORY,
+    keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.START_MEMORY,
     keys.ACTION, keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE,
     (keys.NEXT, keys.OBSERVATION), (keys.NEXT, keys.PREV_OBSERVATION), (keys.NEXT, keys.PREV_ACTION),
-    (keys.NEXT, keys.PREV_REWARD),
+    (keys.NEXT, keys.PREV_REWARD), keys.BELIEF, keys.TASK, keys.TASK_ID,
 )  # fmt: skip
-
-
-# Checkpoints of models built in Python hold these; nothing else than plain data goes into them.
-torch.serialization.add_safe_globals([EncoderConfig, PolicyConfig, PPOConfig])
 
 
 def _to_cpu(value: Tensor | None) -> Tensor | None:
@@ -51,9 +48,7 @@ class MetaPPO(LightningModule):
     """PPO for an agent with memory, by gradients through whole rollouts (spec/training.md sections 2-5, 8).
 
     Args:
-        obs_dim: width of observations (linked from the data).
-        action_dim: width of actions, 1 for discrete ones (linked from the data).
-        num_actions: number of discrete actions, null for continuous ones (linked from the data).
+        env_info: sizes of the environment (linked from the data).
         num_envs: number of parallel environments (linked from the data).
         frames: frame budget, for the learning-rate schedule (linked from the data).
         encoder: sizes of the memory.
@@ -63,9 +58,7 @@ class MetaPPO(LightningModule):
 
     def __init__(
         self,
-        obs_dim: int,
-        action_dim: int,
-        num_actions: int | None,
+        env_info: EnvInfo,
         num_envs: int,
         frames: int,
         encoder: EncoderConfig = EncoderConfig(),  # noqa: B008 - frozen
@@ -79,14 +72,12 @@ class MetaPPO(LightningModule):
                 "expected whole environments in equal minibatches"
             )
         self.automatic_optimization = False
-        self.save_hyperparameters(logger=False)
         self.config = ppo
         self.total_frames = frames
         self.frames = 0
-        actions = ActionSpace(action_dim, num_actions)
-        self.agent = Agent(obs_dim, actions, encoder, policy)
+        self.agent = Agent(env_info, encoder, policy)
         self.reward_normalizer = RewardNormalizer(ppo.gamma, ppo.reward_clip)
-        self.ppo_loss = PPOLoss(ppo, actions.discrete)
+        self.ppo_loss = PPOLoss(ppo, env_info.actions.discrete)
         self.permutations = torch.Generator().manual_seed(derive_seed(run_seed(), "minibatches"))
         self.rollout_metrics: dict[str, float] = {}
         self._last_time = time.perf_counter()
@@ -112,7 +103,7 @@ class MetaPPO(LightningModule):
         start = time.perf_counter()
         rollout, latent = self.with_advantages(rollout)
         parts = [self.optimize(rollout, index) for index in self.minibatches(rollout)]
-        self.agent.policy.update_statistics(rollout[keys.OBSERVATION], latent)
+        self.agent.update_statistics(rollout, latent)
         self.frames += rollout.numel() * self.trainer.world_size
         self._anneal()
         self._report(parts, rollout, start)
@@ -140,18 +131,18 @@ class MetaPPO(LightningModule):
         rollout = rollout.copy()
         rollout[keys.STATE_VALUE], rollout[keys.VALUE_TARGET] = value, target
         rollout[keys.ADVANTAGE] = normalize_advantages(advantage)
-        return rollout.select(*LEARNER_KEYS), latent
+        return rollout.select(*LEARNER_KEYS, strict=False), latent
 
     def _values(self, rollout: TensorDictBase, latent: Tensor, next_latent: Tensor) -> tuple[Tensor, Tensor]:
         """Values of each step's state and of the state after each step, both ``[B, T, 1]``."""
         after = rollout[keys.NEXT]
-        value = self.agent.values(rollout[keys.OBSERVATION], latent)
+        value = self.agent.values(rollout, latent)
         next_value = torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
         # Inside the rollout the next step's value serves, except where a task was cut short: it starts another task.
         own = after[keys.DONE][..., 0].clone()
         own[:, -1] = True
         row, step = (own & ~after[keys.TERMINATED][..., 0]).nonzero(as_tuple=True)
-        next_value[row, step] = self.agent.values(after[keys.OBSERVATION][row, step], next_latent[row, step])
+        next_value[row, step] = self.agent.values(after[row, step], next_latent[row, step])
         return value, next_value
 
     def minibatches(self, rollout: TensorDictBase) -> Iterator[Tensor]:
@@ -169,7 +160,7 @@ class MetaPPO(LightningModule):
         else:
             latent = self.agent.encoder.encode(rollout)[0].flatten(0, 1)[index]
             batch = rollout.flatten()[index]
-        parameters, value = self.agent.evaluate(batch[keys.OBSERVATION], latent)
+        parameters, value = self.agent.evaluate(batch, latent)
         flat = batch.select(
             keys.ACTION, keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE
         ).update({**parameters, keys.NEW_VALUE: value})

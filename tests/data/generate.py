@@ -13,16 +13,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning.pytorch import Trainer
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from torch import Tensor, nn
 
 from hyperrl import keys
+from hyperrl.env_info import EnvInfo
 from hyperrl.envs import MetaEnv, make_env
-from hyperrl.modules.agent import Agent
+from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.distributions import action_distribution
 from hyperrl.modules.encoder import EncoderConfig, Transition
 from hyperrl.modules.meta_ppo import MetaPPO
-from hyperrl.modules.policy import ActionSpace, PolicyConfig
+from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import PPOConfig
 
 Vectors = dict[str, np.ndarray]
@@ -31,6 +32,7 @@ ENVS = 4
 STEPS = 40  # ends inside the second task of every environment: a task has 2 episodes of 15 steps
 # The actions below reach the first goals of environments 0 and 3.
 TASKS = (((1, 2), (3, 2), (4, 4), (2, 1)), ((2, 3), (4, 0), (3, 3), (2, 4)))
+GRID = EnvInfo(3, 1, 5, horizon=30)
 ENCODER = EncoderConfig(5, 3, 2, 6, 2, full_transitions=True)
 POLICY = PolicyConfig(state_embedding_dim=5, latent_embedding_dim=3, normalize_latent=True, layers=[6, 4])
 # Not the clip fraction, which rounding can change.
@@ -98,14 +100,15 @@ def grid_navi() -> Vectors:
 
 def agent_forward() -> Vectors:
     """Latents, distribution, values and gradient norms of a recurrent hypernetwork on a sequence with resets."""
-    agent = Agent(3, ActionSpace(1, 5), ENCODER, POLICY)
+    agent = Agent(GRID, ENCODER, POLICY)
     fill(agent)
     agent.policy.update_statistics(wave(9, 3, phase=5), wave(9, 4, phase=6))
     steps = Transition(*(wave(2, 7, width, phase=width) for width in (3, 1, 1, 3)))
     reset = torch.zeros(2, 7, dtype=torch.bool)
     reset[0, 3] = reset[1, 0] = reset[1, 5] = True
     latent = agent.encoder(steps, reset, wave(2, agent.encoder.state_dim, phase=1))
-    parameters, value = agent.evaluate(steps.observation, latent)
+    observations = TensorDict({keys.OBSERVATION: steps.observation}, [2, 7])
+    parameters, value = agent.evaluate(observations, latent)
     distribution = action_distribution(parameters)
     log_prob = distribution.log_prob(torch.arange(14) % 5)
     functional = log_prob.sum() + value.square().sum() + distribution.entropy().mean()
@@ -125,7 +128,7 @@ class Update(MetaPPO):
         """The pieces of an update, in their order."""
         rollout, latent = self.with_advantages(self.rollout)
         parts = [self.optimize(rollout, torch.tensor(index)) for index in MINIBATCHES]
-        self.agent.policy.update_statistics(rollout[keys.OBSERVATION], latent)
+        self.agent.update_statistics(rollout, latent)
         self.found = {name: rollout[name] for name in (keys.STATE_VALUE, keys.ADVANTAGE, keys.VALUE_TARGET)}
         for name in LOGGED:
             self.found[name] = torch.stack([part[name] for part in parts])
@@ -134,17 +137,20 @@ class Update(MetaPPO):
 def ppo_update() -> Vectors:
     """One PPO update on a grid rollout, minibatches of whole environments."""
     ppo = PPOConfig(lr=1e-2, num_minibatches=2, entropy_coeff=0.01)
-    learner = Update(3, 1, 5, ENVS, ENVS * STEPS, ENCODER, POLICY, ppo)
+    learner = Update(GRID, ENVS, ENVS * STEPS, ENCODER, POLICY, ppo)
     fill(learner.agent)
+
+    actor = Actor(learner.agent, torch.Generator())
 
     @torch.no_grad()
     def act(td: TensorDictBase, step: int) -> None:
-        policy = learner.agent.policy
-        parameters = policy.distribution(policy.inputs(td[keys.OBSERVATION], learner.agent.encoder.act(td)))
+        latent, actor.memory = learner.agent.encoder.act(td, actor.memory)
+        parameters = learner.agent.policy.distribution(learner.agent.inputs(td, latent))
         td[keys.ACTION] = actions(step)
         td[keys.ACTION_LOG_PROB] = action_distribution(parameters).log_prob(td[keys.ACTION])
 
     learner.rollout = play(act)
+    actor.attach_memory(learner.rollout, None)
     Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True).fit(learner, range(1))
     found = {
         **learner.found,

@@ -1,15 +1,14 @@
-"""Golden vectors of policies and encoders."""
+"""Golden vectors of policies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from support import (
     Golden,
     check_gradients,
-    encoder_slots,
     load_norm,
     load_parameters,
     norms,
@@ -18,32 +17,77 @@ from support import (
 )
 from torch import Tensor
 
+from hyperrl.env_info import ActionSpace
 from hyperrl.modules.distributions import UncheckedCategorical, action_distribution
-from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder, Transition
-from hyperrl.modules.policy import ActionSpace, Policy, PolicyConfig
+from hyperrl.modules.hypernet import Input
+from hyperrl.modules.initializers import HypernetInit
+from hyperrl.modules.policy import Policy, PolicyConfig
+from hyperrl.modules.policy_config import SOURCES
 
-# Policies
+
+def hypernet_init(args: Mapping[str, Any]) -> HypernetInit:
+    """The scheme by which the reference initialised the hypernetwork's heads."""
+    if args["policy_initialisation"] == "hfi":
+        return "hfi"
+    if not args["init_hyper_for_policy"]:
+        return "none"
+    adjusted = args["init_adjust_weights"], args["init_adjust_bias"]
+    schemes: dict[tuple[bool, bool], HypernetInit] = {
+        (True, False): "weight_hyperinit", (False, True): "bias_hyperinit", (True, True): "both_hyperinit"
+    }  # fmt: skip
+    return schemes[adjusted]
 
 
-def policy_config(args: Mapping[str, Any]) -> PolicyConfig:
-    """The configuration that the reference's arguments describe; what it cannot express is in `pending.yaml`."""
-    bias_hyperinit = args.get("init_hyper_for_policy", False) and args["init_adjust_bias"]
-    # How parameters were drawn does not matter where they are loaded, so an unknown initialiser is as good as any.
+def policy_config(args: Mapping[str, Any], scheme: HypernetInit = "none") -> PolicyConfig:
+    """The configuration that the reference's arguments describe.
+
+    Args:
+        args: the reference's arguments.
+        scheme: initialisation of the hypernetwork; any does where parameters are loaded.
+    """
     initializer = args.get("policy_initialisation", "normc")
+    multinet = args.get("multinet", False)
     return PolicyConfig(
         use_state=args["pass_state_to_policy"],
+        use_latent=args.get("pass_latent_to_policy", True),
+        use_belief=args.get("pass_belief_to_policy", False),
+        use_task=args.get("pass_task_to_policy", False),
+        task_as_one_hot=args.get("pass_task_as_onehot_id", False) and not multinet,
         state_embedding_dim=args["policy_state_embedding_dim"],
         latent_embedding_dim=args["policy_latent_embedding_dim"],
+        belief_embedding_dim=args.get("policy_belief_embedding_dim"),
+        task_embedding_dim=args.get("policy_task_embedding_dim"),
         normalize_state=args["norm_state_for_policy"],
         normalize_latent=args["norm_latent_for_policy"],
+        normalize_belief=args.get("norm_belief_for_policy", True),
+        normalize_task=args.get("norm_task_for_policy", True),
         layers=widths(args["policy_layers"]),
-        activation=args["policy_activation_function"],
-        initializer="normc" if initializer == "hfi" else initializer,
-        hypernetwork=args["use_hypernet"],
-        hypernet_init="bias_hyperinit" if bias_hyperinit else "none",
+        activation=args["policy_activation_function"].replace("-", "_"),
+        # Everything beside the generated layers is drawn by Kaiming then.
+        initializer="kaiming" if initializer == "hfi" else initializer,
         init_std=args["policy_init_std"],
         bound_actions=args["norm_actions_of_policy"],
+        **_conditioning(args, multinet, scheme),
     )
+
+
+def _conditioning(args: Mapping[str, Any], multinet: bool, scheme: HypernetInit) -> dict[str, Any]:
+    """What makes the policy depend on the task."""
+    if multinet or not args["use_hypernet"]:
+        return {"conditioning": "per_task" if multinet else "concat"}
+    hidden = widths(args.get("hypernet_layers", ()))
+    film, hyperinit = args.get("use_film", False), scheme not in ("none", "hfi")
+    return {
+        "conditioning": "film" if film else "hypernetwork",
+        "hypernet_input": args["hypernet_input"].removesuffix("_embed"),
+        "generated_layers": [flag == 1 for flag in widths(args["policy_layers_hyper"])],
+        "hypernet_layers": hidden,
+        "hypernet_head_bias": args.get("hypernet_head_bias", True),
+        "hypernet_softmax_temperature": args.get("hyper_softmax_temp") if hidden else None,
+        "hypernet_init": scheme,
+        "hypernet_hidden_initializer": args.get("HN_init") if hidden and args["init_hyper_for_policy"] else None,
+        "adjust_init_gain": args.get("adjust_init_b_gain", False) and hyperinit and not film,
+    }
 
 
 def action_space(meta: Mapping[str, Any], dim: int, num_actions: int) -> ActionSpace:
@@ -54,41 +98,65 @@ def action_space(meta: Mapping[str, Any], dim: int, num_actions: int) -> ActionS
     return ActionSpace(dim, None, tuple(low) if low else None, tuple(high) if high else None)
 
 
-def make_policy(golden: Golden) -> Policy:
+def make_policy(golden: Golden, scheme: HypernetInit = "none") -> Policy:
     """An untrained policy of the recorded sizes."""
     args, dims = golden.args, golden.meta["dims"]
-    assert args["pass_latent_to_policy"]
     assert not golden.meta.get("forward_flags")
-    actions = action_space(golden.meta, dims["adim"], dims["nact"])
-    return Policy(args["state_dim"], 2 * args["latent_dim"], actions, policy_config(args))
+    return Policy(
+        args["state_dim"],
+        2 * args["latent_dim"],
+        action_space(golden.meta, dims["adim"], dims["nact"]),
+        policy_config(args, scheme),
+        belief_dim=args["belief_dim"],
+        task_dim=args["task_dim"],
+        num_tasks=golden.meta.get("num_tasks") or 0,
+    )
+
+
+def film_actor_bias(golden: Golden) -> list[str]:
+    """The parameter that the reference drops at the first forward pass, and that ours never has (quirk Q21)."""
+    args = golden.args
+    if not (args["use_hypernet"] and args["use_film"] and int(args["policy_layers_hyper"][-1])):
+        return []
+    return [f"dist.{'linear' if golden.meta['action_space'] == 'discrete' else 'fc_mean'}.bias"]
 
 
 def run_policy(golden: Golden) -> None:
     """Value, distribution, log-probability, entropy, encoded inputs, generated parameters, gradients."""
     policy = make_policy(golden)
-    slots = policy_slots(policy)
-    load_parameters(golden, "param/", slots, policy)
+    slots, dropped = policy_slots(policy), film_actor_bias(golden)
+    assert golden.meta["unused_after_first_forward"] == dropped
+    load_parameters(golden, "param/", slots, policy, dropped)
     for name, norm in norms(policy):
         load_norm(norm, golden[f"rms/{name}_mean"], golden[f"rms/{name}_var"])
-    latent = golden["in/latent"].requires_grad_()
-    state = golden["in/state"].requires_grad_() if policy.state is not None else torch.zeros(len(latent), 1)
+    given = {name: golden[f"in/{name}"].requires_grad_() for name in SOURCES if f"in/{name}" in golden}
+    sources = dict(given)
+    if policy.config.uses_task_id:
+        sources["task"] = given["task"][:, 0].detach().long()
 
-    inputs = policy.inputs(state, latent)
+    inputs = policy.inputs(*(sources.get(name, torch.zeros(0)) for name in SOURCES))
     parameters, value = policy.distribution(inputs), policy.value(inputs)
     functional = _check_policy_outputs(golden, policy, parameters, value)
-    golden.check("out/encoded_latent", policy.latent(latent))
-    if policy.state is not None:
-        golden.check("out/encoded_state", policy.state(state))
-    if policy.hypernetwork:
-        for name, ours in generated(policy, policy.latent(latent)):
-            golden.check(f"base/{name}", ours)
+    _check_embeddings(golden, policy, sources, inputs)
+    for name, ours in policy.materialise(inputs).items():
+        golden.check(f"base/{name}", ours.flatten(1))
     if golden.under("grad/"):
         functional.backward()
-        golden.check_gradient("grad/in/latent", latent)
-        if policy.state is not None:
-            golden.check_gradient("grad/in/state", state)
+        for name in golden.under("grad/in/"):
+            golden.check_gradient(f"grad/in/{name}", given[name])
         check_gradients(golden, "grad/param/", slots)
-    golden.check_all_read({})
+    golden.check_all_read({f"param/{name}": "vanishes at the reference's first forward pass" for name in dropped})
+
+
+def _check_embeddings(golden: Golden, policy: Policy, sources: Mapping[str, Tensor], inputs: Input) -> None:
+    """Compares the inputs as they are after normalisation and embedding; what selects layers is not embedded."""
+    for name in golden.under("out/encoded_"):
+        embedding = getattr(policy, name)
+        if embedding is not None:
+            ids = inputs.task_id if name == "state" else None
+            golden.check(f"out/encoded_{name}", embedding(sources[name], ids))
+        else:
+            golden.check(f"out/encoded_{name}", golden[f"in/{name}"])
 
 
 def _check_policy_outputs(golden: Golden, policy: Policy, parameters: dict[str, Tensor], value: Tensor) -> Tensor:
@@ -111,114 +179,3 @@ def _check_policy_outputs(golden: Golden, policy: Policy, parameters: dict[str, 
     golden.check("out/value", value)
     weighted = (golden["in/cot_value"] * value).sum() + (golden["in/cot_log_prob"] * log_prob).sum()
     return weighted + 0.7 * entropy.mean()
-
-
-def generated(policy: Policy, embedding: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """The generated parameters `[N, size]` for `embedding [N, K]` by their recorded names."""
-    for net in ("critic", "actor"):
-        layers = getattr(policy, net).layers
-        for index, layer in enumerate(layers):
-            name = f"{net}/{'head' if index == len(layers) - 1 else index}"
-            weight, bias = layer.materialise(embedding)
-            yield f"{name}/weight", weight.flatten(1)
-            yield f"{name}/bias", bias
-
-
-# Encoders
-
-
-def encoder_config(args: Mapping[str, Any]) -> EncoderConfig:
-    """The configuration that the reference's arguments describe."""
-    return EncoderConfig(
-        state_embedding_dim=args["state_embedding_size"],
-        action_embedding_dim=args["action_embedding_size"],
-        reward_embedding_dim=args["reward_embedding_size"],
-        hidden_dim=args["encoder_gru_hidden_size"],
-        latent_dim=args["latent_dim"],
-        full_transitions=args["full_transitions"],
-    )
-
-
-def make_encoder(args: Mapping[str, Any]) -> TrajectoryEncoder:
-    """An untrained encoder of the recorded sizes."""
-    return TrajectoryEncoder(args["state_dim"], args["action_dim"], encoder_config(args))
-
-
-def walk(encoder: TrajectoryEncoder, steps: Transition, reset: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Steps through `[B, T]`, with resets **before** a transition; latents `[B, T, 2L]` and memories `[B, T, S]`."""
-    latents, states = [], []
-    for t in range(reset.shape[1]):
-        state = torch.where(reset[:, t, None], encoder.initial_state(len(state)), state)
-        latent, state = encoder.step(Transition(*(part[:, t] for part in steps)), state)
-        latents.append(latent)
-        states.append(state)
-    return torch.stack(latents, 1), torch.stack(states, 1)
-
-
-def with_prior(encoder: TrajectoryEncoder, latents: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-    """Puts what holds before the first transition in front: `[B, T+1, .]`."""
-    batch = len(latents)
-    return (
-        torch.cat([encoder.prior(batch).unsqueeze(1), latents], 1),
-        torch.cat([encoder.initial_state(batch).unsqueeze(1), states], 1),
-    )
-
-
-def run_encoder(golden: Golden) -> None:
-    """Prior, stepping and whole sequences with resets, ragged lengths, gradients."""
-    encoder = make_encoder(golden.args)
-    slots = encoder_slots(encoder)
-    load_parameters(golden, "param/", slots, encoder)
-    names = ("prev_states", "actions", "rewards", "states")
-    inputs = {name: golden[f"in/{name}"].requires_grad_() for name in names}
-    steps = Transition(*(value.transpose(0, 1) for value in inputs.values()))
-    reset = golden["in/reset"].bool().T
-    batch = len(reset)
-    initial = encoder.initial_state(batch)
-    golden.check("out/init_hidden", initial)
-    _check_latent(golden, "out/prior", encoder.prior(batch))
-
-    stepwise, states = walk(encoder, steps, reset, initial)
-    golden.check("out/step_hidden", states.transpose(0, 1))
-    for latents in (stepwise, encoder(steps, reset, initial)):
-        _check_latent(golden, "out/step", latents.transpose(0, 1))
-        encoder.zero_grad()
-        for value in inputs.values():
-            value.grad = None
-        _latent_functional(golden, latents.transpose(0, 1)).backward()
-        if golden.under("grad/"):
-            check_gradients(golden, "grad/param/", slots)
-            _check_input_gradients(golden, inputs)
-    _check_whole_sequences(golden, encoder, steps)
-    golden.check_all_read({})
-
-
-def _check_latent(golden: Golden, name: str, latent: Tensor) -> None:
-    mean, logvar = latent.chunk(2, -1)
-    golden.check(f"{name}_mean", mean)
-    golden.check(f"{name}_logvar", logvar)
-
-
-def _latent_functional(golden: Golden, latents: Tensor) -> Tensor:
-    mean, logvar = latents.chunk(2, -1)
-    return (golden["in/cotangent_mean"] * mean).sum() + (golden["in/cotangent_logvar"] * logvar).sum()
-
-
-def _check_input_gradients(golden: Golden, inputs: dict[str, Tensor]) -> None:
-    for name, value in inputs.items():
-        if f"grad/in/{name}" in golden:
-            golden.check_gradient(f"grad/in/{name}", value)
-        else:
-            assert value.grad is None or not value.grad.any(), f"{name} has a gradient, in the reference it is unused"
-
-
-def _check_whole_sequences(golden: Golden, encoder: TrajectoryEncoder, steps: Transition) -> None:
-    """Without resets: all latents from the prior on, and those after each row's own length."""
-    none = torch.zeros(steps.reward.shape[:2], dtype=torch.bool)
-    _, states = walk(encoder, steps, none, encoder.initial_state(len(none)))
-    latents, states = with_prior(encoder, encoder(steps, none, encoder.initial_state(len(none))), states)
-    _check_latent(golden, "out/seq", latents.transpose(0, 1))
-    golden.check("out/seq_hidden", states.transpose(0, 1))
-    at = torch.arange(len(none)), golden["in/lens"]
-    _check_latent(golden, "out/ragged", latents[at])
-    golden.check("out/ragged_hidden", states[at])

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hyperrl.modules.encoder import TrajectoryEncoder
+from hyperrl.modules.film import FilmLinear
 from hyperrl.modules.hypernet import GeneratedLinear
 from hyperrl.modules.normalization import RunningNorm
+from hyperrl.modules.per_task import PerTaskLinear
 from hyperrl.modules.policy import Policy
+from hyperrl.modules.policy_config import SOURCES
 
 # |ours - expected| <= tolerance * (1 + |expected|), as the READMEs of the golden data suggest.
 FORMULA = 1e-5
@@ -162,60 +164,90 @@ Slots = dict[str, Slot]
 
 
 def affine_slots(name: str, layer: nn.Linear) -> Slots:
-    """Weight and bias of an ordinary layer."""
-    return {f"{name}.weight": Slot(layer.weight), f"{name}.bias": Slot(layer.bias)}
+    """Weight and bias of an ordinary layer, or of one without bias."""
+    slots = {f"{name}.weight": Slot(layer.weight)}
+    return slots if layer.bias is None else slots | {f"{name}.bias": Slot(layer.bias)}
+
+
+def per_task_slots(name: str, layer: PerTaskLinear) -> Slots:
+    """Weights and biases of the layers of all tasks; `name` has a place for the task."""
+    return {
+        f"{name.format(task)}.{kind}": Slot(parameter, lambda tensor, task=task: tensor[task])
+        for kind, parameter in (("weight", layer.weight), ("bias", layer.bias))
+        for task in range(len(parameter))
+    }
 
 
 def generated_slots(weight_head: str, bias_head: str, layer: GeneratedLinear) -> Slots:
-    """Both heads of a generated layer; the weight head is `[out * in, K]` there and entries 1..K of components here."""
+    """Both heads of a generated layer; the weight head is `[out * in, K]` there, its bias apart from its columns."""
 
     def components(tensor: Tensor) -> Tensor:
         ours = layer.components()
         return tensor.as_strided(ours.shape, ours.stride())
 
-    return {
-        f"{weight_head}.weight": Slot(layer.weight, lambda tensor: components(tensor)[1:].permute(1, 2, 0)),
-        f"{weight_head}.bias": Slot(layer.weight, lambda tensor: components(tensor)[0]),
-        **affine_slots(bias_head, layer.bias_head),
-    }
+    first = int(layer.head_bias)
+    slots = affine_slots(bias_head, layer.bias_head)
+    slots[f"{weight_head}.weight"] = Slot(layer.weight, lambda tensor: components(tensor)[first:].permute(1, 2, 0))
+    if layer.head_bias:
+        slots[f"{weight_head}.bias"] = Slot(layer.weight, lambda tensor: components(tensor)[0])
+    return slots
 
 
-def encoder_slots(encoder: TrajectoryEncoder) -> Slots:
-    """The reference's names of a trajectory encoder's parameters."""
-    features = encoder.features
-    embeddings = {"state": features.state, "action": features.action, "reward": features.reward}
-    slots = affine_slots("agg.fc_after_agg.0", encoder.output)
-    for name, layer in embeddings.items():
-        if layer is not None:
-            slots |= affine_slots(f"{name}_encoder.fc", layer)
-    return slots | {f"agg.encoder.{name}": Slot(value) for name, value in encoder.sequence.cell.named_parameters()}
+def layer_slots(net: str, index: int, last: bool, head: str, layer: nn.Module) -> Slots:
+    """A layer of actor or critic; `head` is the name of an ordinary head."""
+    plain = head if last else f"{net}_layers.{index}"
+    if isinstance(layer, PerTaskLinear):
+        if not last:
+            return per_task_slots(f"net_2_{net}_layers.{{}}.{index}", layer)
+        of_task = {"critic": "critic_head_layer.{}", "actor": f"dist_layer.{{}}.{head.removeprefix('dist.')}"}[net]
+        return per_task_slots(f"net_2_{of_task}", layer)
+    generating = f"hyper_final_to_{net}_linear_{{}}" if last else f"hyper_final_to_{net}_{{}}.{index}"
+    if isinstance(layer, GeneratedLinear):
+        return generated_slots(generating.format("weight"), generating.format("bias"), layer)
+    if isinstance(layer, FilmLinear):
+        heads = (("weight", layer.scale_head), ("bias", layer.bias_head))
+        slots = {f"{plain}.weight": Slot(layer.weight)}
+        for kind, own in heads:
+            slots |= affine_slots(generating.format(kind), own)
+        return slots
+    return affine_slots(plain, layer)
 
 
 def policy_slots(policy: Policy) -> Slots:
     """The reference's names of a policy's parameters."""
     slots: Slots = {}
-    for name, embedding in (("state", policy.state), ("latent", policy.latent)):
-        if embedding is not None and embedding.linear is not None:
-            slots |= affine_slots(f"{name}_encoder.fc", embedding.linear)
+    for name in SOURCES:
+        embedding = getattr(policy, name)
+        if embedding is None or embedding.linear is None:
+            continue
+        per_task = isinstance(embedding.linear, PerTaskLinear)
+        slots |= (
+            per_task_slots("net_2_st_layer.{}.fc", embedding.linear)
+            if per_task
+            else affine_slots(f"{name}_encoder.fc", embedding.linear)
+        )
+    if policy.hypernet is not None:
+        for index, layer in enumerate(policy.hypernet.layers):
+            slots |= affine_slots(f"hyper_layers.{index}", layer)
     heads = {"actor": "dist.linear" if policy.actions.discrete else "dist.fc_mean", "critic": "critic_linear"}
     for net, head in heads.items():
         layers = getattr(policy, net).layers
         for index, layer in enumerate(layers):
-            last = index == len(layers) - 1
-            if not policy.hypernetwork:
-                slots |= affine_slots(head if last else f"{net}_layers.{index}", layer)
-                continue
-            name = f"hyper_final_to_{net}_linear_{{}}" if last else f"hyper_final_to_{net}_{{}}.{index}"
-            slots |= generated_slots(name.format("weight"), name.format("bias"), layer)
-    if not policy.actions.discrete:
-        slots["dist.logstd"] = Slot(policy.log_std)
-    return slots
+            slots |= layer_slots(net, index, index == len(layers) - 1, head, layer)
+    if policy.actions.discrete:
+        return slots
+    if policy.log_std.dim() == 1:
+        return slots | {"dist.logstd": Slot(policy.log_std)}
+    return slots | {
+        f"net_2_dist_layer.{task}.logstd": Slot(policy.log_std, lambda tensor, task=task: tensor[task])
+        for task in range(len(policy.log_std))
+    }
 
 
-def load_parameters(golden: Golden, prefix: str, slots: Slots, module: nn.Module) -> None:
-    """Copies `prefix<name>` into a module; both sides must be covered completely."""
-    names = golden.under(prefix)
-    assert set(names) == set(slots), f"parameters differ: {set(names) ^ set(slots)}"
+def load_parameters(golden: Golden, prefix: str, slots: Slots, module: nn.Module, dropped: Iterable[str] = ()) -> None:
+    """Copies `prefix<name>` into a module; both sides must be covered completely, but for names that are dropped."""
+    names = set(golden.under(prefix)) - set(dropped)
+    assert names == set(slots), f"parameters differ: {names ^ set(slots)}"
     assert sum(slot.value.numel() for slot in slots.values()) == sum(p.numel() for p in module.parameters())
     for name in names:
         slots[name].load(golden[prefix + name])
@@ -242,7 +274,8 @@ def load_norm(norm: RunningNorm, mean: Tensor, var: Tensor, count: Tensor | None
 
 def norms(policy: Policy) -> Iterator[tuple[str, RunningNorm]]:
     """The policy's running statistics by the reference's name of the input."""
-    for name, embedding in (("state", policy.state), ("latent", policy.latent)):
+    for name in SOURCES:
+        embedding = getattr(policy, name)
         if embedding is not None and embedding.norm is not None:
             yield name, embedding.norm
 

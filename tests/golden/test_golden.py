@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from aggregator_cases import run_aggregator
 from collection import HERE, SHIPPED, collection, golden_directory, pending_rules
+from encoder_cases import run_encoder
 from env_cases import run_grid
 from init_cases import run_init
-from model_cases import run_encoder, run_policy
+from model_cases import run_policy
 from support import Description, Golden
 from training_cases import (
     run_evaluation_metrics,
@@ -31,6 +33,7 @@ def _grid(golden: Golden) -> None:
 
 HANDLERS: dict[str, Callable[[Golden], None]] = {
     "grid": _grid,
+    "aggregator": run_aggregator,
     "vecnormalize": run_vecnormalize,
     "policy": run_policy,
     "encoder": run_encoder,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from model_cases import make_encoder, walk, with_prior
-from support import FORMULA, LOSS, Golden, assert_close, encoder_slots, load_parameters
+from encoder_cases import encoder_slots, make_encoder, walk, with_prior
+from support import FORMULA, LOSS, Golden, assert_close, load_parameters
 from tensordict import TensorDict
 from torch import Tensor
 

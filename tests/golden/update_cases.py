@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+from encoder_cases import encoder_config, encoder_slots
 from lightning.pytorch import Trainer
-from model_cases import encoder_config, policy_config
+from model_cases import policy_config
 from support import (
     FORMULA,
     LOSS,
@@ -19,7 +20,6 @@ from support import (
     Golden,
     Slots,
     assert_close,
-    encoder_slots,
     load_norm,
     load_parameters,
     norms,
@@ -30,10 +30,11 @@ from torch import Tensor
 from training_cases import batch_first
 
 from hyperrl import keys
+from hyperrl.env_info import EnvInfo
 from hyperrl.modules.agent import Agent
 from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder, Transition
 from hyperrl.modules.meta_ppo import MetaPPO
-from hyperrl.modules.policy import ActionSpace, PolicyConfig
+from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import PPOConfig
 
 UNREAD = {
@@ -59,8 +60,8 @@ class ReferenceOrder(TrajectoryEncoder):
 
     def __init__(self, other: TrajectoryEncoder, trained: bool) -> None:
         super(TrajectoryEncoder, self).__init__()
-        self.features, self.sequence, self.output = other.features, other.sequence, other.output
-        self.latent_dim, self.state_dim, self.trained = other.latent_dim, other.state_dim, trained
+        self.__dict__.update(other.__dict__)  # the same modules, and with them the same parameters
+        self.trained = trained
 
     def begin(self, first: Tensor, memory: Tensor, reset: Tensor, recorded: Tensor) -> None:
         """Takes what is given of a rollout.
@@ -140,9 +141,10 @@ class Case:
             number = int(space.removeprefix("discrete"))
         frames = self.golden.meta["train_steps"] * self.steps * self.envs
         small = PolicyConfig(layers=[1]), _ppo_config(args)
-        learner = Learner(args["state_dim"], dim, number, self.envs, frames, EncoderConfig(), *small)
-        actions = ActionSpace(dim, number, **({} if number else BOUNDS))
-        learner.agent = Agent(args["state_dim"], actions, encoder_config(args), policy_config(args))
+        bounds = {} if number else {f"action_{side}": bound for side, bound in BOUNDS.items()}
+        info = EnvInfo(args["state_dim"], dim, number, self.steps, **bounds)
+        learner = Learner(info, self.envs, frames, EncoderConfig(), *small)
+        learner.agent = Agent(info, encoder_config(args), policy_config(args))
         learner.agent.encoder = ReferenceOrder(learner.agent.encoder, self.trained)
         if args["policy_optimiser"] == "rmsprop":
             # No option of ours; the update around it is compared all the same.
@@ -171,12 +173,12 @@ class Case:
         }
         root = {
             keys.OBSERVATION: get["prev_state"][:, :-1],
-            # Of the step before the rollout nothing is recorded, and nothing is needed: its latent is given.
+            # Of the step before the rollout nothing is recorded, and nothing is needed: memory and latent are given.
             keys.PREV_OBSERVATION: blank,
             keys.PREV_ACTION: torch.zeros_like(action),
             keys.PREV_REWARD: torch.zeros_like(reward),
             keys.IS_INIT: torch.zeros_like(done),
-            keys.PREV_MEMORY: batch_first(self.golden[f"{prefix}hidden_states"])[:, :-1],
+            keys.START_MEMORY: torch.zeros_like(reward),
             keys.ACTION: get["actions"].squeeze(-1) if self.learner.agent.actions.discrete else get["actions"],
             keys.ACTION_LOG_PROB: batch_first(self.golden[f"{prefix}action_log_probs"]).squeeze(-1),
             keys.NEXT: TensorDict(own, done.shape[:2]),
@@ -247,7 +249,7 @@ class Replay:
         _begin(case, update, rollout)
         rollout, latent = learner.with_advantages(rollout)
         golden.check(f"{case.prefix(update)}returns", batch_first(rollout[keys.VALUE_TARGET]), LOSS)
-        learner.agent.policy.update_statistics(rollout[keys.OBSERVATION], latent)
+        learner.agent.update_statistics(rollout, latent)
         parts = [learner.optimize(rollout, index) for index in case.minibatches(update)]
         learner.finish(rollout.numel())
         self.losses.append(torch.stack([_loss_row(case, part) for part in parts]))
@@ -296,10 +298,11 @@ def _begin(case: Case, update: int, rollout: TensorDictBase) -> None:
         states = encoder.sequence(features, done, memories[:, 0])
         assert_close(f"{prefix}hidden_states", states, memories[:, 1:], LOSS)
         observations = batch_first(golden[f"{prefix}prev_state"])
-        values = agent.values(observations, recorded)
+        steps = TensorDict({keys.OBSERVATION: observations}, observations.shape[:2])
+        values = agent.values(steps, recorded)
         golden.check(f"{prefix}value_preds", batch_first(values), LOSS)
         golden.check(f"{prefix}next_value", values[:, -1], LOSS)
-        parameters, value = agent.evaluate(rollout[keys.OBSERVATION], recorded[:, :-1])
+        parameters, value = agent.evaluate(rollout, recorded[:, :-1])
         batch = rollout.flatten().update({**parameters, keys.NEW_VALUE: value})
         log_prob = case.learner.ppo_loss.log_prob(batch).view(rollout.shape).unsqueeze(-1)
         golden.check(f"{prefix}action_log_probs", batch_first(log_prob), LOSS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from hyperrl import keys
 from hyperrl.data.rollouts import RolloutStream
 from hyperrl.envs import make_env
+from hyperrl.errors import ConfigError
+from hyperrl.modules import sequence
 from hyperrl.modules.agent import Actor, Agent
+from hyperrl.modules.aggregators import Gaussian, Max, Mean, MeanMax, Softmax, Sum, WeightedAverage
 from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder, Transition
-from hyperrl.modules.policy import ActionSpace, PolicyConfig
+from hyperrl.modules.policy import PolicyConfig
 
 ENVS = 5
 # Name: environment, its episodes per task, steps per rollout, number of rollouts, encoder.
@@ -32,6 +35,26 @@ CASES: dict[str, tuple[str, int, int, int, dict[str, Any]]] = {
     "full transitions": (TOY, 2, 23, 2, {"full_transitions": True, "action_embedding_dim": 4}),
     "no rewards": (TOY, 2, 23, 2, {"reward_embedding_dim": 0}),
 }
+TRANSFORMER = partial(sequence.Transformer, token_dim=4)
+CAUSAL = partial(sequence.CausalTransformer, token_dim=8, num_heads=2)
+VARIANTS: dict[str, dict[str, Any]] = {
+    "lstm": {"sequence": sequence.LSTM},
+    "mingru": {"sequence": partial(sequence.MinGRU, num_layers=2)},
+    "transformer": {"sequence": TRANSFORMER},
+    "causal transformer": {"sequence": CAUSAL},
+    "transition": {"sequence": partial(sequence.Transition, previous_dim=32), "action_embedding_dim": 4},
+    "max": {"sequence": sequence.Memoryless, "aggregator": Max},
+    "splagger": {"aggregator": Max, "split": True},
+    "amrl": {"aggregator": partial(Max, straight_through=True), "split": True},
+    "mean and max": {"sequence": sequence.LSTM, "aggregator": MeanMax, "split": True},
+    "weighted average": {"aggregator": WeightedAverage, "split": True},
+    "softmax, causal transformer": {"sequence": CAUSAL, "aggregator": partial(Softmax, temperature=0.5)},
+    "gauss": {"aggregator": Gaussian, "output_layers": [7]},
+    "sum, layers": {"aggregator": Sum, "layers_before": [9, 7], "layers_after": [8, 10], "output_layers": [6]},
+    "learned start": {"learn_initial_state": True},
+    "learned start, mean": {"aggregator": Mean, "split": True, "learn_initial_state": True},
+}
+CASES |= {name: (TOY, 2, 23, 3, options) for name, options in VARIANTS.items()}
 
 
 class Collected:
@@ -40,11 +63,10 @@ class Collected:
     def __init__(self, env: str, episodes: int, steps: int, number: int, encoder: dict[str, Any]) -> None:
         torch.manual_seed(0)
         source = make_env(env, ENVS, seed=3, episodes_per_task=episodes)
-        actions = ActionSpace(source.action_dim, source.num_actions)
         policy = PolicyConfig(layers=[8], state_embedding_dim=8)
-        agent = Agent(source.obs_dim, actions, EncoderConfig(hidden_dim=12, **encoder), policy)
+        agent = Agent(source.env_info, EncoderConfig(hidden_dim=12, **encoder), policy)
         for name, parameter in agent.encoder.named_parameters():
-            if "bias" in name:
+            if "bias" in name or name == "learned":
                 nn.init.normal_(parameter, std=0.3)
         self.encoder = agent.encoder
         stream = RolloutStream(source, lambda generator: Actor(agent, generator), steps, seed=1)
@@ -69,7 +91,7 @@ def irregular() -> Collected:
 def stepped(encoder: TrajectoryEncoder, rollouts: list[TensorDictBase]) -> tuple[Tensor, Tensor, Tensor]:
     """Latents at decision time, latents after each step and memories, one step at a time over all rollouts."""
     memory, before, after, memories = encoder.initial_state(ENVS), [], [], []
-    for td in torch.cat(rollouts, 1).unbind(1):
+    for td in torch.cat([rollout.exclude(keys.START_MEMORY) for rollout in rollouts], 1).unbind(1):
         latent, memory = encoder.step(Transition.last(td), memory)
         first = td[keys.IS_INIT]
         before.append(torch.where(first, encoder.prior(ENVS), latent))
@@ -86,32 +108,65 @@ def test_stepping_equals_one_sequence_call(collected: Collected) -> None:
     torch.testing.assert_close(torch.cat([pair[1] for pair in encoded], 1), after, rtol=1e-4, atol=1e-5)
 
 
-def test_stored_memory_is_that_of_stepping(collected: Collected) -> None:
-    *_, memories = stepped(collected.encoder, collected.rollouts)
-    stored = torch.cat([rollout[keys.MEMORY] for rollout in collected], 1)
-    torch.testing.assert_close(stored, memories, rtol=1e-4, atol=1e-5)
-
-
 def test_memory_is_carried_across_rollouts(collected: Collected) -> None:
-    """Except at a task's start, where nobody reads it."""
-    goes_on = [~rollout[keys.IS_INIT][..., 0] for rollout in collected]
-    for index, (last, rollout) in enumerate(pairwise(collected.rollouts), 1):
-        mask = goes_on[index][:, 0]
-        assert torch.equal(rollout[keys.PREV_MEMORY][mask, 0], last[keys.MEMORY][mask, -1])
-    rollout, mask = torch.cat(collected.rollouts, 1), torch.cat(goes_on, 1)[:, 1:]
-    assert torch.equal(rollout[keys.PREV_MEMORY][:, 1:][mask], rollout[keys.MEMORY][:, :-1][mask])
-    assert rollout[keys.PREV_MEMORY].any()
+    *_, memories = stepped(collected.encoder, collected.rollouts)
+    end = 0
+    for rollout in collected:
+        expected = memories[:, end - 1] if end else collected.encoder.initial_state(ENVS)
+        torch.testing.assert_close(collected.encoder.start_memory(rollout), expected, rtol=1e-4, atol=1e-5)
+        end += rollout.shape[1]
 
 
-def test_a_task_starts_from_the_prior_and_without_memory(collected: Collected) -> None:
-    rollout = torch.cat(collected.rollouts, 1)
-    first = rollout[keys.IS_INIT][..., 0]
+def test_a_task_starts_from_the_prior(collected: Collected) -> None:
+    first = torch.cat([rollout[keys.IS_INIT][..., 0] for rollout in collected], 1)
     assert first[:, 1:].any()
-    assert not rollout[keys.MEMORY][first].any()
     latent = torch.cat([collected.encoder.encode(each)[0] for each in collected], 1)
     expected = collected.encoder.prior(int(first.sum()))
     torch.testing.assert_close(latent[first], expected)
     assert not torch.isclose(latent[~first], expected[:1]).all(-1).any()
+
+
+def disturbed(rollout: TensorDictBase, row: int) -> TensorDictBase:
+    """The rollout with other observations in one row."""
+    rollout = rollout.clone()
+    rollout[keys.NEXT, keys.OBSERVATION][row] += 1.0
+    rollout[keys.OBSERVATION][row, 0] += 1.0
+    return rollout
+
+
+def test_no_leak_across_environments(collected: Collected) -> None:
+    rollout, others = collected.rollouts[1], [0, 1, 3, 4]
+    expected = collected.encoder.encode(rollout)
+    found = collected.encoder.encode(disturbed(rollout, 2))
+    for ours, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours[others], wanted[others], rtol=0, atol=1e-5)
+    assert ((found[1][2] - expected[1][2]).abs().amax(-1) > 1e-4).all()
+
+
+def test_order_of_environments_does_not_matter(collected: Collected) -> None:
+    rollout, order = collected.rollouts[1], torch.tensor([4, 2, 0, 1, 3])
+    for found, wanted in zip(collected.encoder.encode(rollout[order]), collected.encoder.encode(rollout), strict=True):
+        torch.testing.assert_close(found, wanted[order], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_of_a_sequence_are_those_of_stepping(collected: Collected) -> None:
+    """Those of an update: the memory at the rollout's start is given."""
+    encoder, rollout = collected.encoder, collected.rollouts[1]
+    is_init = rollout[keys.IS_INIT]
+    memory, latents = encoder.start_memory(rollout), []
+    for t, td in enumerate(rollout.exclude(keys.START_MEMORY).unbind(1)):
+        latent, memory = encoder.step(Transition.last(td), memory)
+        latents.append(torch.where(is_init[:, t], encoder.prior(1), latent))
+        memory = torch.where(is_init[:, t], encoder.initial_state(ENVS), memory)
+    weight = torch.sin(torch.arange(float(len(latents)))).view(1, -1, 1)
+    functionals = (encoder.encode(rollout)[0] * weight).sum(), (torch.stack(latents, 1) * weight).sum()
+    parameters = dict(encoder.named_parameters())
+    found, expected = (torch.autograd.grad(x, list(parameters.values()), allow_unused=True) for x in functionals)
+    for name, ours, wanted in zip(parameters, found, expected, strict=True):
+        if ours is None or wanted is None:  # nothing of the task before is left, say, or only zeros
+            assert not any(gradient.any() for gradient in (ours, wanted) if gradient is not None), name
+            continue
+        torch.testing.assert_close(ours, wanted, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_prior_is_the_output_after_one_empty_feature_vector(irregular: Collected) -> None:
@@ -122,14 +177,17 @@ def test_prior_is_the_output_after_one_empty_feature_vector(irregular: Collected
 
 
 def test_the_last_transition_of_a_task_is_encoded_before_the_reset(irregular: Collected) -> None:
+    encoder, end = irregular.encoder, 0
+    *_, memories = stepped(encoder, irregular.rollouts)
     for rollout in irregular:
-        latent, after = irregular.encoder.encode(rollout)
+        latent, after = encoder.encode(rollout)
         for row, step in rollout[keys.NEXT, keys.DONE][..., 0].nonzero().tolist():
             final = Transition.last(rollout[keys.NEXT][row : row + 1, step])
-            expected, _ = irregular.encoder.step(final, rollout[keys.MEMORY][row : row + 1, step])
+            expected, _ = encoder.step(final, memories[row : row + 1, end + step])
             torch.testing.assert_close(after[row, step], expected[0], rtol=1e-4, atol=1e-5)
             if step + 1 < rollout.shape[1]:
-                assert torch.equal(latent[row, step + 1], irregular.encoder.prior(1)[0])
+                assert torch.equal(latent[row, step + 1], encoder.prior(1)[0])
+        end += rollout.shape[1]
 
 
 def test_within_a_task_the_latent_after_a_step_is_the_next_ones(irregular: Collected) -> None:
@@ -137,23 +195,6 @@ def test_within_a_task_the_latent_after_a_step_is_the_next_ones(irregular: Colle
         latent, after = irregular.encoder.encode(rollout)
         goes_on = ~rollout[keys.NEXT, keys.DONE][:, :-1, 0]
         torch.testing.assert_close(after[:, :-1][goes_on], latent[:, 1:][goes_on])
-
-
-def test_no_leak_across_environments(irregular: Collected) -> None:
-    rollout = irregular.rollouts[1].clone()
-    expected = irregular.encoder.encode(rollout)
-    rollout[keys.NEXT, keys.OBSERVATION][2] += 1.0
-    rollout[keys.PREV_MEMORY][2] += 1.0
-    others = [0, 1, 3, 4]
-    for found, wanted in zip(irregular.encoder.encode(rollout), expected, strict=True):
-        torch.testing.assert_close(found[others], wanted[others], rtol=0, atol=1e-6)
-        assert (found[2] - wanted[2]).abs().max() > 1e-3
-
-
-def test_order_of_environments_does_not_matter(irregular: Collected) -> None:
-    rollout, order = irregular.rollouts[1], torch.tensor([4, 2, 0, 1, 3])
-    for found, wanted in zip(irregular.encoder.encode(rollout[order]), irregular.encoder.encode(rollout), strict=True):
-        torch.testing.assert_close(found, wanted[order], rtol=1e-5, atol=1e-6)
 
 
 def test_no_gradient_passes_the_end_of_a_task(irregular: Collected) -> None:
@@ -176,3 +217,127 @@ def test_memory_stays_in_fp32_under_autocast(irregular: Collected) -> None:
         latent, _ = irregular.encoder.encode(rollout)
     assert latent.dtype == torch.float32
     torch.testing.assert_close(latent, irregular.encoder.encode(rollout)[0])
+
+
+# What is built
+
+
+def make(**config: Any) -> TrajectoryEncoder:
+    return TrajectoryEncoder(3, 1, EncoderConfig(**config), horizon=60)
+
+
+# Of the published models on the grid: parameters, width of the memory, and of what the output layer reads. Averages
+# weighted by exponentials keep the largest exponent, too, so that their memory is wider than the published one.
+SIZES: dict[str, tuple[dict[str, Any], int, int, int]] = {
+    "RNN+HN": ({}, 231_578, 256, 256),
+    "SplAgger": ({"aggregator": Max, "split": True}, 231_578, 384, 256),
+    "SplAgger-noSplit": ({"aggregator": Max}, 231_578, 512, 256),
+    "SplAgger-avg": ({"aggregator": Mean, "split": True}, 231_578, 385, 256),
+    "SplAgger-avgmax": ({"aggregator": MeanMax, "split": True}, 231_578, 385, 256),
+    "SplAgger-softmax": ({"aggregator": Softmax, "split": True}, 231_578, 512 + 128, 256),
+    "SplAgger-wavg": ({"aggregator": WeightedAverage, "split": True}, 854_938, 768, 384),
+    "Max": ({"sequence": sequence.Memoryless, "aggregator": Max}, 13_210, 256, 256),
+    "CNP+HN": ({"sequence": sequence.Memoryless, "aggregator": Mean}, 13_210, 257, 256),
+    "wsoftmax-t1": (
+        {"sequence": sequence.Memoryless, "aggregator": partial(WeightedAverage, temperature=1.0)},
+        23_706,
+        512 + 256,
+        256,
+    ),
+    "InvInit": ({"sequence": partial(sequence.LSTM, invariant="full")}, 307_866, 512, 256),
+    "Transformer": ({"sequence": sequence.Transformer}, 10_570, 961, 256),
+    "PEARL": ({"aggregator": Gaussian}, 231_578, 266, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_are_the_published_ones(name: str) -> None:
+    config, parameters, state, width = SIZES[name]
+    encoder = make(**config)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == parameters
+    assert encoder.state_dim == state
+    assert encoder.initial_state(2).shape == (2, state)
+    assert (10 if encoder.output is None else encoder.output[0].in_features) == width
+    assert encoder.prior(3).shape == (3, 10)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "no memory at all": ({"sequence": sequence.Memoryless}, ["sequence is Memoryless", "aggregator is null"]),
+    "nothing to split for": ({"split": True}, ["split is true", "aggregator is null"]),
+    "split latent": ({"aggregator": Gaussian, "split": True}, ["split is true", "aggregator is Gaussian"]),
+    "odd width": ({"hidden_dim": 7, "aggregator": Max, "split": True}, ["split is true", "hidden_dim gives width 7"]),
+    "odd layer": (
+        {"layers_after": [8, 9], "aggregator": Max, "split": True}, ["split is true", "layers_after gives width 9"]
+    ),
+    "s twice": (
+        {"sequence": partial(sequence.Transition, previous_dim=32), "full_transitions": True},
+        ["full_transitions is true", "sequence is Transition"],
+    ),
+    "not s": ({"sequence": sequence.Transition}, ["previous_dim is 40", "state_embedding_dim is 32"]),
+    "features are gone": (
+        {"sequence": partial(sequence.Transition, previous_dim=32), "layers_before": [50]},
+        ["layers_before is \\[50\\]", "sequence is Transition"],
+    ),
+    "learned tokens": (
+        {"sequence": sequence.Transformer, "learn_initial_state": True},
+        ["learn_initial_state is true", "sequence is Transformer"],
+    ),
+    "learned keys": (
+        {"sequence": sequence.CausalTransformer, "learn_initial_state": True},
+        ["learn_initial_state is true", "sequence is CausalTransformer"],
+    ),
+    "halved tokens": (
+        {"sequence": sequence.Transformer, "aggregator": WeightedAverage},
+        ["sequence is Transformer", "aggregator is WeightedAverage", "layers_after"],
+    ),
+    "no layer": ({"layers_after": [8, 0]}, ["layers_after is \\[8, 0\\]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_does_not_fit_together_is_refused(name: str) -> None:
+    config, words = REFUSED[name]
+    with pytest.raises(ConfigError, match=".*".join(words)) as refused:
+        make(**config)
+    assert "expected" in str(refused.value)
+
+
+def test_only_memories_of_steps_need_a_horizon() -> None:
+    TrajectoryEncoder(3, 1, EncoderConfig(aggregator=Max))
+    for memory in (sequence.Transformer, sequence.CausalTransformer):
+        with pytest.raises(ConfigError, match="horizon"):
+            TrajectoryEncoder(3, 1, EncoderConfig(sequence=memory))
+
+
+def test_transformer_may_be_averaged_behind_a_layer() -> None:
+    encoder = make(sequence=sequence.Transformer, aggregator=WeightedAverage, layers_after=[6])
+    assert encoder.output[0].in_features == 6  # type: ignore[index]
+
+
+def test_learned_start_begins_at_the_constants_and_leaves_the_count() -> None:
+    constants = make(aggregator=Mean, split=True)
+    learned = make(aggregator=Mean, split=True, learn_initial_state=True)
+    assert learned.learned is not None
+    assert learned.learned.numel() == learned.state_dim - 1
+    assert torch.equal(learned.initial_state(2), constants.initial_state(2))
+    nn.init.ones_(learned.learned)
+    assert learned.initial_state(2).sum(-1).tolist() == 2 * [learned.state_dim - 1]
+    assert not learned.initial_state(2)[:, -1].any()
+
+
+def test_learned_start_of_low_maxima_is_low() -> None:
+    encoder = make(hidden_dim=4, aggregator=partial(Max, low_initial=True), learn_initial_state=True)
+    assert encoder.initial_state(1)[0].tolist() == 4 * [0.0] + 4 * [-999_999.0]
+
+
+def test_gradients_reach_the_learned_start_through_resets_and_the_prior() -> None:
+    encoder = make(hidden_dim=4, aggregator=Max, split=True, learn_initial_state=True)
+    assert encoder.learned is not None
+    steps = Transition(*(torch.randn(2, 5, width) for width in (3, 1, 1, 3)))
+    reset = torch.zeros(2, 5, dtype=torch.bool)
+    state = encoder.initial_state(2).detach()
+    assert torch.autograd.grad(encoder(steps, reset, state).sum(), encoder.learned, allow_unused=True) == (None,)
+    reset[1, 3] = True
+    (gradient,) = torch.autograd.grad(encoder(steps, reset, state).sum(), encoder.learned)
+    assert gradient[:4].all()
+    assert torch.autograd.grad(encoder.prior(1).sum(), encoder.learned)[0][:4].all()

@@ -8,19 +8,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hyperrl.env_info import ActionSpace, EnvInfo
 from hyperrl.modules.encoder import EncoderConfig
+from hyperrl.modules.film import FilmLinear
 from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input, PlainLinear
+from hyperrl.modules.initializers import LayerInit
 from hyperrl.modules.meta_ppo import MetaPPO
-from hyperrl.modules.policy import PolicyConfig
+from hyperrl.modules.networks import ConditionNetwork
+from hyperrl.modules.per_task import PerTaskLinear
+from hyperrl.modules.policy import Policy, PolicyConfig
 
 BATCH, CONDITION = 7, 3
 WIDENS, NARROWS, SQUARE = (4, 6), (6, 4), (5, 5)
 
 
-def layer_of(ins: int, outs: int) -> GeneratedLinear:
+def layer_of(ins: int, outs: int, head_bias: bool = True) -> GeneratedLinear:
     torch.manual_seed(0)
-    layer = GeneratedLinear(ins, outs, CONDITION).double()
-    for parameter in layer.parameters():
+    return randomised(GeneratedLinear(ins, outs, CONDITION, head_bias))
+
+
+def randomised(layer: Any) -> Any:
+    """All parameters normal, so that no term vanishes."""
+    for parameter in layer.double().parameters():
         nn.init.normal_(parameter)
     return layer
 
@@ -39,16 +48,29 @@ def materialised(layer: GeneratedLinear, x: Tensor, embedding: Tensor) -> Tensor
     return torch.einsum("noi,ni->no", weight, x) + bias
 
 
-@pytest.mark.parametrize("shape", [WIDENS, NARROWS, SQUARE])
-def test_factorised_equals_materialised_in_values_and_gradients(shape: tuple[int, int]) -> None:
-    layer, (x, embedding) = layer_of(*shape), inputs_of(shape[0])
-    assert layer.expands_input == (shape[0] <= shape[1])
-    inputs = [x, embedding, *layer.parameters()]
-    upstream = torch.randn(BATCH, shape[1], dtype=torch.float64)
-    ours, expected = layer(Input(x, Condition(embedding))), materialised(layer, x, embedding)
+def assert_same_values_and_gradients(ours: Tensor, expected: Tensor, inputs: list[Tensor]) -> None:
     torch.testing.assert_close(ours, expected)
+    upstream = torch.randn(ours.shape, dtype=torch.float64)
     gradients, wanted = (torch.autograd.grad(output, inputs, upstream) for output in (ours, expected))
     torch.testing.assert_close(gradients, wanted)
+
+
+def assert_no_leak(output: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """The third sample's output depends on the third sample's inputs, and on no others."""
+    for gradient in torch.autograd.grad(output[2].sum(), inputs):
+        assert gradient[2].any()
+        gradient[2] = 0
+        assert not gradient.any()
+
+
+@pytest.mark.parametrize("head_bias", [True, False])
+@pytest.mark.parametrize("shape", [WIDENS, NARROWS, SQUARE])
+def test_factorised_equals_materialised_in_values_and_gradients(shape: tuple[int, int], head_bias: bool) -> None:
+    layer, (x, embedding) = layer_of(*shape, head_bias), inputs_of(shape[0])
+    assert layer.expands_input == (shape[0] <= shape[1])
+    ours = layer(Input(x, Condition(embedding, head_bias)))
+    inputs = [x, embedding, *layer.parameters()]
+    assert_same_values_and_gradients(ours, materialised(layer, x, embedding), inputs)
 
 
 @pytest.mark.parametrize("shape", [WIDENS, NARROWS])
@@ -63,6 +85,16 @@ def test_weights_are_affine_in_the_condition(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", [WIDENS, NARROWS])
+def test_weights_are_linear_in_the_condition_without_head_bias(shape: tuple[int, int]) -> None:
+    layer = layer_of(*shape, head_bias=False)
+    assert layer.components().shape == (CONDITION, shape[1], shape[0])
+    weight, bias = layer.materialise(torch.eye(CONDITION, dtype=torch.float64))
+    torch.testing.assert_close(weight, layer.components())
+    torch.testing.assert_close(bias, layer.bias_head.weight.T)
+    assert not any(part.any() for part in layer.materialise(torch.zeros(1, CONDITION).double()))
+
+
+@pytest.mark.parametrize("shape", [WIDENS, NARROWS])
 def test_components_are_a_view_of_the_parameter(shape: tuple[int, int]) -> None:
     layer = layer_of(*shape)
     with torch.no_grad():
@@ -72,12 +104,8 @@ def test_components_are_a_view_of_the_parameter(shape: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("shape", [WIDENS, NARROWS])
 def test_no_leak_across_the_batch(shape: tuple[int, int]) -> None:
-    layer, (x, embedding) = layer_of(*shape), inputs_of(shape[0])
-    output = layer(Input(x, Condition(embedding)))
-    for gradient in torch.autograd.grad(output[2].sum(), [x, embedding]):
-        assert gradient[2].any()
-        gradient[2] = 0
-        assert not gradient.any()
+    layer, inputs = layer_of(*shape), inputs_of(shape[0])
+    assert_no_leak(layer(Input(inputs[0], Condition(inputs[1]))), inputs)
 
 
 def test_two_layers_on_one_input_share_its_expansion_and_both_give_gradient() -> None:
@@ -122,6 +150,57 @@ def test_plain_layer_is_an_ordinary_one() -> None:
     assert torch.equal(layer(Input(x, None)), nn.functional.linear(x, layer.weight, layer.bias))
 
 
+def test_film_scales_and_shifts_an_ordinary_layer() -> None:
+    layer, (x, embedding) = randomised(FilmLinear(*WIDENS, CONDITION)), inputs_of(WIDENS[0])
+    scale, bias = layer.materialise(embedding)
+    assert scale.shape == bias.shape == (BATCH, WIDENS[1])
+    torch.testing.assert_close(scale, embedding @ layer.scale_head.weight.T + layer.scale_head.bias)
+    torch.testing.assert_close(bias, embedding @ layer.bias_head.weight.T + layer.bias_head.bias)
+    ours = layer(Input(x, Condition(embedding)))
+    torch.testing.assert_close(ours, (x @ layer.weight.T) * scale + bias)
+    assert_no_leak(ours, (x, embedding))
+
+
+def test_every_task_has_its_own_layer() -> None:
+    tasks, (x, _) = torch.tensor([3, 0, 3, 1, 1, 3, 0]), inputs_of(WIDENS[0])
+    layer = randomised(PerTaskLinear(*WIDENS, num_tasks=4))
+    ours = layer(Input(x, task_id=tasks))
+    expected = torch.stack([layer.weight[task] @ row + layer.bias[task] for row, task in zip(x, tasks, strict=True)])
+    assert_same_values_and_gradients(ours, expected, [x, *layer.parameters()])
+    for gradient in torch.autograd.grad(layer(Input(x, task_id=tasks)).sum(), list(layer.parameters())):
+        assert [bool(of_task.any()) for of_task in gradient] == [True, True, False, True]
+
+
+def condition_network(**config: Any) -> ConditionNetwork:
+    torch.manual_seed(0)
+    return ConditionNetwork(CONDITION, PolicyConfig(**config), LayerInit("normc", 1.0, discrete=True))
+
+
+def test_without_hidden_layers_the_embedding_is_the_condition() -> None:
+    embedding = torch.randn(BATCH, CONDITION)
+    network = condition_network()
+    assert not list(network.parameters())
+    assert network(embedding).embedding is embedding
+
+
+def test_hidden_layers_of_the_hypernetwork() -> None:
+    embedding = torch.randn(BATCH, CONDITION)
+    network = condition_network(hypernet_layers=[8, 6], hypernet_head_bias=False, hypernet_init="none")
+    expected = torch.tanh(network.layers[1](torch.tanh(network.layers[0](embedding))))
+    condition = network(embedding)
+    assert network.output_dim == condition.coefficients.shape[1] == 6
+    torch.testing.assert_close(condition.embedding, expected)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_softmax_takes_the_place_of_the_last_activation(temperature: float) -> None:
+    embedding = torch.randn(BATCH, CONDITION)
+    network = condition_network(hypernet_layers=[8, 6], hypernet_softmax_temperature=temperature)
+    hidden = torch.tanh(network.layers[0](embedding))
+    logits = network.layers[1](hidden) / temperature
+    torch.testing.assert_close(network(embedding).embedding, logits.exp() / logits.exp().sum(1, keepdim=True))
+
+
 # Spec/results.md section 4, with the embedding widths of those environments (spec/models.md section 11).
 GRID: dict[str, Any] = {}
 MAZE = {"action_embedding_dim": 8, "latent_dim": 12, "full_transitions": True}
@@ -136,9 +215,9 @@ SIZES = {
     "Walker": ((18, 6, None), WALKER, 25, (358_446, 494_382, 5_438_557)),
 }
 MODELS: tuple[dict[str, Any], ...] = (
-    {"hypernetwork": False, "use_state": False, "state_embedding_dim": None, "normalize_state": False},
-    {"hypernetwork": False},
-    {"hypernetwork": True},
+    {"conditioning": "concat", "use_state": False, "state_embedding_dim": None, "normalize_state": False},
+    {"conditioning": "concat"},
+    {"conditioning": "hypernetwork"},
 )
 
 
@@ -148,6 +227,30 @@ def test_parameter_counts_are_the_published_ones(env: str) -> None:
     counts = []
     for model in MODELS:
         policy = PolicyConfig(**model, latent_embedding_dim=embedding)
-        learner = MetaPPO(obs_dim, action_dim, num_actions, 4, 1, EncoderConfig(**encoder), policy)
+        info = EnvInfo(obs_dim, action_dim, num_actions, horizon=1)
+        learner = MetaPPO(info, 4, 1, EncoderConfig(**encoder), policy)
         counts.append(sum(parameter.numel() for parameter in learner.parameters()))
     assert tuple(counts) == expected
+
+
+SMALL: dict[str, Any] = {"state_embedding_dim": 16, "layers": [32, 32]}
+# Spec/named_models.json, derived sizes on GridNavi; FiLM without the bias of the actor's head (5), which vanishes in
+# the reference's first forward pass.
+GRID_SIZES: list[tuple[dict[str, Any], int]] = [
+    ({**SMALL, "conditioning": "concat"}, 5_337),
+    ({**SMALL, "conditioning": "film", "hypernet_init": "none"}, 10_576 - 5),
+    ({**SMALL, "conditioning": "film"}, 10_576 - 5),
+    (SMALL, 88_687),
+    *[({**SMALL, "hypernet_init": scheme}, 88_687) for scheme in ("weight_hyperinit", "both_hyperinit", "hfi", "none")],
+    ({"conditioning": "concat"}, 212_249),
+    ({"conditioning": "concat", "use_state": False}, 80_153),
+    ({}, 5_153_199),
+    ({"conditioning": "film"}, 238_928 - 5),
+    ({"use_latent": False, "use_task": True, "hypernet_input": "task"}, 5_152_999),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), GRID_SIZES)
+def test_policy_sizes_on_the_grid_are_the_published_ones(config: dict[str, Any], expected: int) -> None:
+    policy = Policy(3, 10, ActionSpace(1, 5), PolicyConfig(**config), task_dim=2)
+    assert sum(parameter.numel() for parameter in policy.parameters()) == expected

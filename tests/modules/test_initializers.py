@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hyperrl.modules.hypernet import GeneratedLinear
-from hyperrl.modules.initializers import GAINS, encoder_gru_, init_generated_, init_plain_, kaiming_, normc_
+from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input
+from hyperrl.modules.initializers import (
+    GAINS,
+    LayerInit,
+    encoder_rnn_,
+    init_generated_,
+    init_plain_,
+    init_scale_head_,
+    kaiming_,
+    normc_,
+)
 
 INS, OUTS, CONDITION = 6, 4, 5
 TANH = 5 / 3
@@ -21,15 +30,19 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def generated(role: str, scheme: str, initializer: str = "normc", discrete: bool = True, **shape: int) -> Any:
-    layer = GeneratedLinear(shape.get("ins", INS), shape.get("outs", OUTS), CONDITION)
-    init_generated_(layer.components(), layer.bias_head, role, scheme, initializer, TANH, discrete)
+def base(initializer: str = "normc", discrete: bool = True, adjust: bool = False) -> LayerInit:
+    return LayerInit(initializer, TANH, discrete, adjust)
+
+
+def generated(role: str, scheme: str, init: LayerInit | None = None, head_bias: bool = True, **shape: int) -> Any:
+    layer = GeneratedLinear(shape.get("ins", INS), shape.get("outs", OUTS), CONDITION, head_bias)
+    init_generated_(layer.components(), layer.bias_head, role, scheme, init or base())
     return layer
 
 
-def plain(role: str, initializer: str = "normc", discrete: bool = True) -> nn.Linear:
+def plain(role: str, init: LayerInit | None = None) -> nn.Linear:
     layer = nn.Linear(INS, OUTS)
-    init_plain_(layer, role, initializer, TANH, discrete)
+    init_plain_(layer.weight, layer.bias, role, init or base())
     return layer
 
 
@@ -50,6 +63,7 @@ def assert_orthogonal(weight: Tensor, gain: float) -> None:
 def test_gains() -> None:
     assert GAINS["tanh"] == TANH
     assert GAINS["relu"] == math.sqrt(2)
+    assert GAINS["leaky_relu"] == nn.init.calculate_gain("leaky_relu", 0.01)
 
 
 def test_normc_rows_have_the_norm_of_the_gain() -> None:
@@ -68,7 +82,7 @@ def test_kaiming_is_uniform_within_its_bound() -> None:
 @pytest.mark.parametrize("role", ["hidden", "actor_head", "critic_head"])
 @pytest.mark.parametrize("initializer", ["normc", "orthogonal", "kaiming"])
 def test_bias_hyperinit_generates_one_and_the_same_layer(initializer: str, role: str, shape: dict[str, int]) -> None:
-    weight, bias = weights_for_random_latents(generated(role, "bias_hyperinit", initializer, **shape))
+    weight, bias = weights_for_random_latents(generated(role, "bias_hyperinit", base(initializer), **shape))
     assert torch.equal(weight, weight[:1].expand_as(weight))
     assert torch.equal(bias, bias[:1].expand_as(bias))
     assert weight[0].any()
@@ -77,19 +91,59 @@ def test_bias_hyperinit_generates_one_and_the_same_layer(initializer: str, role:
 
 def test_bias_hyperinit_is_the_base_initialisation() -> None:
     assert_rows(weights_for_random_latents(generated("hidden", "bias_hyperinit"))[0], TANH)
-    assert_orthogonal(weights_for_random_latents(generated("hidden", "bias_hyperinit", "orthogonal"))[0][0], TANH)
+    assert_orthogonal(weights_for_random_latents(generated("hidden", "bias_hyperinit", base("orthogonal")))[0][0], TANH)
     assert_orthogonal(weights_for_random_latents(generated("actor_head", "bias_hyperinit"))[0][0], 0.01)
-    assert_rows(weights_for_random_latents(generated("actor_head", "bias_hyperinit", discrete=False))[0], 1.0)
+    assert_rows(weights_for_random_latents(generated("actor_head", "bias_hyperinit", base(discrete=False)))[0], 1.0)
 
 
-@pytest.mark.parametrize(
-    ("role", "initializer"), [("critic_head", "normc"), ("critic_head", "orthogonal"), ("hidden", "kaiming"),
-                              ("actor_head", "kaiming")]
-)  # fmt: skip
-def test_bias_hyperinit_where_the_gain_is_ignored(role: str, initializer: str) -> None:
+IGNORED_GAIN = [
+    ("critic_head", "normc"), ("critic_head", "orthogonal"), ("hidden", "kaiming"), ("actor_head", "kaiming")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("role", "initializer"), IGNORED_GAIN)
+def test_hyperinit_where_the_gain_is_ignored(role: str, initializer: str) -> None:
     """Quirks Q17, Q18: the bound is sqrt(6 / in) whatever the role."""
-    weight = generated(role, "bias_hyperinit", initializer, ins=6, outs=300).components()[0]
+    weight = generated(role, "bias_hyperinit", base(initializer), ins=6, outs=300).components()[0]
     assert 0.99 < weight.abs().max() <= 1.0
+
+
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize(("role", "initializer"), IGNORED_GAIN)
+def test_hyperinit_with_the_gain_of_the_layer(role: str, initializer: str, discrete: bool) -> None:
+    init = base(initializer, discrete, adjust=True)
+    weight = generated(role, "bias_hyperinit", init, ins=6, outs=300).components()[0]
+    gain = {"critic_head": 1.0, "hidden": TANH, "actor_head": 0.01 if discrete else 1.0}[role]
+    assert 0.99 < weight.abs().max() / (gain * math.sqrt(3 / 6)) <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("head_bias", [True, False])
+def test_weight_hyperinit_starts_from_the_base_initialisation_for_one_hot_conditions(head_bias: bool) -> None:
+    layer = generated("hidden", "weight_hyperinit", base("orthogonal"), head_bias)
+    weight, bias = layer.materialise(torch.eye(CONDITION))
+    for sample in weight:
+        assert_orthogonal(sample, TANH)
+    assert len({sample.sum().item() for sample in weight}) == CONDITION, "the samples are independent"
+    assert not bias.any()
+    assert not any(part.any() for part in layer.materialise(torch.zeros(1, CONDITION)))
+
+
+def test_both_hyperinit_is_half_the_sum_of_both() -> None:
+    components = generated("hidden", "both_hyperinit").components()
+    assert_rows(components, TANH / 2)
+    assert len({sample.sum().item() for sample in components}) == CONDITION + 1, "the samples are independent"
+
+
+@pytest.mark.parametrize("scheme", ["bias_hyperinit", "weight_hyperinit", "both_hyperinit"])
+def test_bias_of_the_critic_starts_from_the_same_range_under_every_hyperinit(scheme: str) -> None:
+    layer = generated("critic_head", scheme, outs=400)
+    assert 0.97 < layer.bias_head.bias.abs().max() <= 1
+    assert not layer.bias_head.weight.any()
+
+
+def test_critic_without_head_bias_starts_without_offset() -> None:
+    layer = generated("critic_head", "weight_hyperinit", head_bias=False)
+    assert not layer.materialise(torch.randn(5, CONDITION))[1].any()
 
 
 def test_bias_of_the_critic_starts_uniform_in_minus_one_to_one() -> None:
@@ -115,14 +169,77 @@ def test_none_initialises_the_head_matrices_themselves() -> None:
 
 @pytest.mark.parametrize("role", ["hidden", "actor_head", "critic_head"])
 def test_none_makes_no_difference_between_roles(role: str) -> None:
-    components = generated(role, "none", "kaiming").components()
+    components = generated(role, "none", base("kaiming")).components()
     bound = math.sqrt(3 / CONDITION) * TANH
     assert 0.9 * bound < components[1:].abs().max() <= bound
     assert not components[0].any()
 
 
+@pytest.mark.parametrize("discrete", [True, False])
+@pytest.mark.parametrize("role", ["hidden", "actor_head", "critic_head"])
+def test_hfi_has_the_variances_of_its_derivation(role: str, discrete: bool) -> None:
+    """Uniform, variance gain^2 / (2 K in) of weights and gain^2 / (2 K) of biases (Chang et al. 2020)."""
+    layer = generated(role, "hfi", base(discrete=discrete), ins=6, outs=2000)
+    gain = {"hidden": TANH, "critic_head": 1.0, "actor_head": 0.01 if discrete else 1.0}[role]
+    assert not layer.components()[0].any()
+    assert not layer.bias_head.bias.any()
+    weights, biases = layer.components()[1:], layer.bias_head.weight
+    for values, variance in ((weights, gain**2 / (2 * CONDITION * 6)), (biases, gain**2 / (2 * CONDITION))):
+        assert_uniform(values.flatten() / math.sqrt(3 * variance))
+
+
+def test_hfi_keeps_the_variance_of_outputs() -> None:
+    """Unit inputs and conditions: the variance of an output is gain^2, over 3,000 layers, within 5 deviations of it."""
+    gain, draws = TANH, []
+    for _ in range(3000):
+        layer = generated("hidden", "hfi")
+        x, embedding = torch.randn(1, INS), torch.randn(1, CONDITION)
+        draws.append(layer(Input(x, Condition(embedding))).detach())
+    square = torch.cat(draws).square().mean(1)
+    assert abs(square.mean() - gain**2) < 5 * square.std() / math.sqrt(len(square))
+
+
+def assert_uniform(values: Tensor) -> None:
+    """Chi-square over ten bins of [-1, 1] at level 1e-5, which leaves 1e-3 for a hundred such checks."""
+    counts = torch.histc(values.detach(), 10, -1, 1)
+    expected = len(values) / 10
+    assert expected >= 40
+    assert counts.sum() == len(values), "beyond the bound"
+    assert ((counts - expected) ** 2 / expected).sum() < 39.34
+
+
+@pytest.mark.parametrize("scheme", ["bias_hyperinit", "weight_hyperinit", "both_hyperinit"])
+@pytest.mark.parametrize(("role", "initializer"), [("critic_head", "normc"), ("hidden", "kaiming")])
+def test_hyperinits_draw_from_their_distribution(role: str, initializer: str, scheme: str) -> None:
+    """What a one-hot condition generates, over 400 policies: uniform, or the mean of two uniforms."""
+    eye = torch.eye(CONDITION)[:1]
+    draws = torch.cat([generated(role, scheme, base(initializer)).materialise(eye)[0] for _ in range(400)]).detach()
+    values = draws.flatten() / math.sqrt(6 / INS)
+    if scheme == "both_hyperinit":  # the distribution function of the mean of two uniforms makes it uniform again
+        values = values.sign() * (1 - (1 - values.abs()).square())
+    assert_uniform(values)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "weight", "bias"),
+    [("bias_hyperinit", 0.0, 1.0), ("weight_hyperinit", 1.0, 0.0), ("both_hyperinit", 0.5, 0.5)],
+)
+def test_scales_of_film_start_from_constants(scheme: str, weight: float, bias: float) -> None:
+    head = nn.Linear(CONDITION, OUTS)
+    init_scale_head_(head, scheme, base())
+    assert (head.weight == weight).all()
+    assert (head.bias == bias).all()
+
+
+def test_scales_of_film_start_around_zero_without_hyperinit() -> None:
+    head = nn.Linear(CONDITION, OUTS)
+    init_scale_head_(head, "none", base())
+    assert_rows(head.weight, TANH)
+    assert not head.bias.any()
+
+
 def test_plain_layers() -> None:
-    hidden, actor, gaussian = plain("hidden"), plain("actor_head"), plain("actor_head", discrete=False)
+    hidden, actor, gaussian = plain("hidden"), plain("actor_head"), plain("actor_head", base(discrete=False))
     assert_rows(hidden.weight, TANH)
     assert_orthogonal(actor.weight, 0.01)
     assert_rows(gaussian.weight, 1.0)
@@ -139,7 +256,7 @@ def test_plain_critic_head_keeps_the_framework_default() -> None:
 
 def test_gru_of_the_encoder_is_orthogonal_over_all_gates() -> None:
     gru = nn.GRU(7, 8)
-    encoder_gru_(gru)
+    encoder_rnn_(gru)
     for weight in (gru.weight_ih_l0, gru.weight_hh_l0):
         assert_orthogonal(weight.detach(), 1.0)
     assert not gru.bias_ih_l0.any()

@@ -12,11 +12,13 @@ from torch.distributions import Categorical, Normal
 from torch.nn.functional import smooth_l1_loss
 
 from hyperrl import keys
+from hyperrl.env_info import EnvInfo
 from hyperrl.errors import ConfigError
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.ppo import PPOConfig, PPOLoss, generalized_advantages, normalize_advantages, ratio_diagnostics
 
 ENVS, STEPS, NUMBER = 4, 12, 40
+GRID = EnvInfo(3, 1, 5, horizon=60)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -185,7 +187,7 @@ def test_log_prob_is_that_of_the_stored_actions(discrete: bool) -> None:
 
 def test_coefficients_are_not_in_the_checkpoint() -> None:
     assert not PPOLoss(PPOConfig(), True).state_dict()
-    assert not [name for name in MetaPPO(3, 1, 5, 4, 1).state_dict() if name.startswith("ppo_loss")]
+    assert not [name for name in MetaPPO(GRID, 4, 1).state_dict() if name.startswith("ppo_loss")]
 
 
 def test_loss_follows_its_own_configuration_after_loading_another_ones_state() -> None:
@@ -227,5 +229,5 @@ def test_illegal_settings_name_key_value_and_what_was_expected(name: str, value:
 
 def test_minibatches_of_whole_environments_must_divide_them() -> None:
     with pytest.raises(ConfigError, match=r"data\.num_envs \(30\).*model\.ppo\.num_minibatches \(4\)"):
-        MetaPPO(3, 1, 5, 30, 1)
-    assert MetaPPO(3, 1, 5, 30, 1, ppo=PPOConfig(minibatch="step")).config.num_minibatches == 4
+        MetaPPO(GRID, 30, 1)
+    assert MetaPPO(GRID, 30, 1, ppo=PPOConfig(minibatch="step")).config.num_minibatches == 4

@@ -34,7 +34,9 @@ def gru_sequence(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Ten
     if x.device.type != "cpu" or len(x) > FEW_ROWS:
         # Acting steps in full fp32; cuDNN's default would let sequences differ from it by TF32's rounding.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return torch.gru(x, state.unsqueeze(0), [w_ih, w_hh, b_ih, b_hh], True, 1, 0.0, True, False, True)[0]
+            return torch.gru(
+                x, state.unsqueeze(0).contiguous(), [w_ih, w_hh, b_ih, b_hh], True, 1, 0.0, True, False, True
+            )[0]
     projected = torch.nn.functional.linear(x.transpose(0, 1), w_ih, b_ih)
     return _Recurrence.apply(projected, state, w_hh, b_hh).transpose(0, 1)
 

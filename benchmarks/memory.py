@@ -1,0 +1,194 @@
+"""Every memory over whole sequences: time of forward and backward, against stepping through it, and bytes kept between.
+
+    python benchmarks/memory.py [--steps 100 1000 10000] [--only Max GRU ...] [--batch 16] [--width 256] [--json]
+
+Both forms are the same module on the same input, without resets, run alternately; medians. A form that would take
+minutes is left out (`-`). "kept" is what autograd holds from forward to backward, parameters and input aside. Two
+comparisons follow: a GRU with a maximum behind it against torch's fused GRU alone, and MinGRU against GRU.
+The process restarts itself with an allocator that keeps freed memory, as it does of itself for tensors below 32 MiB;
+else page faults would make up most of what is measured at 10,000 steps, for either form.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from hyperrl.modules import aggregators, sequence
+
+KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 35)}
+# The longest sequences that are measured: whole ones of quadratic memories, and step by step.
+LONGEST_QUADRATIC, LONGEST_STEPWISE, LONGEST_STEPWISE_QUADRATIC = 1000, 1000, 100
+
+Run = Callable[[Tensor], Tensor]
+Make = Callable[[int, int], nn.Module]
+
+
+def of_width(kind: Callable[[int], nn.Module]) -> Make:
+    return lambda width, steps: kind(width)
+
+
+def of_horizon(kind: Callable[[int, int, int], nn.Module]) -> Make:
+    return lambda width, steps: kind(width, width, steps)
+
+
+AGGREGATORS: dict[str, Make] = {
+    "Sum": of_width(aggregators.Sum),
+    "Max": of_width(aggregators.Max),
+    "Max straight-through": of_width(partial(aggregators.Max, straight_through=True)),
+    "MaxNorm": of_width(aggregators.MaxNorm),
+    "Mean": of_width(aggregators.Mean),
+    "MeanMax": of_width(aggregators.MeanMax),
+    "WeightedAverage": of_width(aggregators.WeightedAverage),
+    "WeightedAverage 0.1": of_width(partial(aggregators.WeightedAverage, temperature=0.1)),
+    "Softmax": of_width(aggregators.Softmax),
+    "Gaussian": of_width(aggregators.Gaussian),
+}
+SEQUENCES: dict[str, Make] = {
+    "GRU": of_horizon(sequence.GRU),
+    "LSTM": of_horizon(sequence.LSTM),
+    "MinGRU": of_horizon(sequence.MinGRU),
+    "Memoryless": of_horizon(sequence.Memoryless),
+    "Transition": lambda width, steps: sequence.Transition(width, width, steps, previous_dim=width // 4),
+    "Transformer": of_horizon(partial(sequence.Transformer, token_dim=16)),
+    "CausalTransformer": of_horizon(sequence.CausalTransformer),
+}
+MEMORIES = AGGREGATORS | SEQUENCES
+# What takes time or memory of the square of the length, or more.
+QUADRATIC = {"Transformer", "CausalTransformer"}
+
+
+def whole(memory: nn.Module, x: Tensor) -> Tensor:
+    """One call for the sequence."""
+    return memory(x, torch.zeros(x.shape[:2], dtype=torch.bool), memory.initial_state(len(x)))
+
+
+def stepwise(memory: nn.Module, x: Tensor) -> Tensor:
+    """One call per step."""
+    state, outputs = memory.initial_state(len(x)), []
+    for x_t in x.unbind(1):
+        output, state = memory.step(x_t, state)
+        outputs.append(output)
+    return torch.stack(outputs, 1)
+
+
+def fused_gru(gru: nn.GRU, x: Tensor) -> Tensor:
+    """The library's recurrence by itself."""
+    return gru(x)[0]
+
+
+def seconds(forms: Sequence[Run], x: Tensor, repeats: int) -> list[float]:
+    """Median time of forward and backward of each form, run alternately; the first round is not counted."""
+    with torch.no_grad():
+        upstream = torch.randn_like(forms[0](x))
+    times: list[list[float]] = [[] for _ in forms]
+    for _ in range(repeats + 1):
+        for form, record in zip(forms, times, strict=True):
+            x.grad = None
+            start = time.perf_counter()
+            form(x).backward(upstream)
+            record.append(time.perf_counter() - start)
+    return [statistics.median(record[1:]) for record in times]
+
+
+def kept_bytes(form: Run, x: Tensor, parameters: Sequence[Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass, each storage once."""
+    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *parameters)}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        keep = form(x)  # must live until the sum is taken, lest its storages be reused
+    total = sum(storages.values())
+    del keep
+    return total
+
+
+def measure(name: str, batch: int, steps: int, width: int) -> dict[str, float | None]:
+    """Milliseconds, ratio and bytes of one memory at one length."""
+    memory = MEMORIES[name](width, steps)
+    x = torch.randn(batch, steps, width).requires_grad_()
+    if name in QUADRATIC and steps > LONGEST_QUADRATIC:
+        return {"ms": None, "stepwise_ms": None, "ratio": None, "kept_mib": None}
+    longest = LONGEST_STEPWISE_QUADRATIC if name in QUADRATIC else LONGEST_STEPWISE
+    affordable = name in AGGREGATORS or steps <= longest
+    forms = [partial(whole, memory), *([partial(stepwise, memory)] if affordable else [])]
+    own, *other = seconds(forms, x, repeats_for(steps))
+    return {
+        "ms": 1e3 * own,
+        "stepwise_ms": 1e3 * other[0] if other else None,
+        "ratio": other[0] / own if other else None,
+        "kept_mib": kept_bytes(forms[0], x, list(memory.parameters())) / 2**20,
+    }
+
+
+def repeats_for(steps: int) -> int:
+    """More of the short ones."""
+    return max(3, min(15, 6000 // steps))
+
+
+def compare(first: Run, second: Run, batch: int, steps: int, width: int) -> float:
+    """Time of the first over that of the second."""
+    x = torch.randn(batch, steps, width).requires_grad_()
+    own, other = seconds([first, second], x, repeats_for(steps))
+    return own / other
+
+
+def comparisons(batch: int, steps: int, width: int) -> dict[str, float]:
+    """The two questions of the docstring, as ratios of time."""
+    gru, top, fused = sequence.GRU(width, width, steps), aggregators.Max(width), nn.GRU(width, width, batch_first=True)
+    minimal = sequence.MinGRU(width, width, steps)
+    return {
+        "GRU + Max over torch's GRU": compare(
+            lambda x: whole(top, whole(gru, x)), partial(fused_gru, fused), batch, steps, width
+        ),
+        "GRU over MinGRU": compare(partial(whole, gru), partial(whole, minimal), batch, steps, width),
+    }
+
+
+def show(number: float | None) -> str:
+    return "-" if number is None else f"{number:.4g}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 10000])
+    parser.add_argument("--only", nargs="+", choices=MEMORIES, default=list(MEMORIES), metavar="NAME")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--width", type=int, default=256)
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
+    args = parser.parse_args()
+    if not KEEP_FREED.items() <= os.environ.items():
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED)
+
+    if not args.json:
+        print(f"{'memory':24}{'steps':>7}{'ms':>10}{'stepwise':>10}{'ratio':>8}{'kept MiB':>10}")
+    for name in args.only:
+        for steps in args.steps:
+            row = measure(name, args.batch, steps, args.width)
+            if args.json:
+                print(json.dumps({"memory": name, "steps": steps, **row}), flush=True)
+            else:
+                cells = "".join(show(row[key]).rjust(n) for key, n in zip(row, (10, 10, 8, 10), strict=True))
+                print(f"{name:24}{steps:7}{cells}", flush=True)
+    for steps in args.steps if len(args.only) == len(MEMORIES) else ():
+        for name, ratio in comparisons(args.batch, steps, args.width).items():
+            print(json.dumps({name: ratio, "steps": steps}) if args.json else f"{name:31}{steps:7}{ratio:8.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,363 @@
+"""Aggregators: order-free summaries of all that was seen in a task (spec/models.md section 2).
+
+Each is written once, in terms of `Memory`, and runs one step at a time for acting and as parallel scans for learning.
+`docs/aggregators.md` shows how to write one in a file of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import softplus
+
+from hyperrl.errors import ConfigError
+from hyperrl.modules.memory import Memory, Part, SequenceMemory, StepMemory
+
+LOW = -999999.0
+SMALLEST_DENOMINATOR = 0.1
+# exp((u - 2) / temperature) of an input in [-1, 1] lies between exp(-3 / temperature) and exp(-1 / temperature).
+SHIFT = 2.0
+LOWEST_WEIGHT = 3.0
+
+
+class Aggregator(nn.Module):
+    """Summarises the features seen since the task began; a subclass says how in `aggregate`.
+
+    The contract, tested for every aggregator by `hyperrl.testing.check_aggregator`: stepping ``T`` times equals one
+    sequence call, with resets inside. Everything runs in the precision of the state: memory has to last.
+
+    Args:
+        width: number of input features ``d``.
+        output_dim: number of output features ``O``.
+        parts: the parts of the state by name, in the order in which they lie in the state vector.
+
+    Attributes:
+        input_factor: how many input features make one output feature.
+        gives_latent: whether the output is the latent (mean, log variance) itself.
+        permutation_invariant: whether the order of what was seen in a task is irrelevant.
+        learnable: which entries of the state ``[S]`` a learned initial state may change.
+    """
+
+    input_factor: ClassVar[int] = 1
+    gives_latent: ClassVar[bool] = False
+    permutation_invariant: ClassVar[bool] = True
+    learnable: Tensor
+    _initial: Tensor
+
+    def __init__(self, width: int, output_dim: int, parts: Mapping[str, Part]) -> None:
+        super().__init__()
+        self.width, self.output_dim = width, output_dim
+        self._widths = {name: part.width for name, part in parts.items()}
+        self.state_dim = sum(self._widths.values())
+        initial = [torch.full((part.width,), part.initial) for part in parts.values()]
+        learnable = [torch.full((part.width,), part.learnable) for part in parts.values()]
+        self.register_buffer("_initial", torch.cat(initial), persistent=False)
+        self.register_buffer("learnable", torch.cat(learnable), persistent=False)
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """Consumes features and says what is known afterwards.
+
+        Args:
+            x: features ``[B, d]``, or ``[B, T, d]`` when many steps are taken at once.
+            memory: the parts of the state, each of which has to be advanced exactly once.
+
+        Returns:
+            Output of the same leading dimensions, ``[..., O]``.
+        """
+        raise NotImplementedError
+
+    def initial_state(self, batch: int) -> Tensor:
+        """The memory at a task's start, ``[batch, S]``."""
+        return self._initial.repeat(batch, 1)
+
+    def step(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Consumes one feature vector ``[B, d]``; returns output ``[B, O]`` and state ``[B, S]``."""
+        with torch.autocast(x.device.type, enabled=False):
+            memory = StepMemory(self._split(state))
+            output = self.aggregate(x.to(state.dtype), memory)
+            parts = tuple(memory.parts.values())
+            return output, parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def forward(self, x: Tensor, reset: Tensor, state: Tensor, initial: Tensor | None = None) -> Tensor:
+        """Consumes whole sequences; equals stepping through them.
+
+        Args:
+            x: features ``[B, T, d]``.
+            reset: where the memory is set to its initial value **before** the entry is consumed, ``[B, T]``.
+            state: memory before the first entry ``[B, S]``.
+            initial: memory at a task's start ``[S]``, ``[1, S]`` or ``[B, S]``, if it is learned; else constants.
+
+        Returns:
+            Outputs ``[B, T, O]``.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            start = (self._initial if initial is None else initial).to(state.dtype).expand_as(state)
+            memory = SequenceMemory(reset if bool(reset.any()) else None, self._split(state), self._split(start))
+            return self.aggregate(x.to(state.dtype), memory)
+
+    def _split(self, state: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self._widths, state.split(tuple(self._widths.values()), -1), strict=True))
+
+
+class Sum(Aggregator):
+    """The sum.
+
+    Args:
+        width: number of input features.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, width, {"total": Part(width)})
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        return memory.sum("total", x)
+
+
+class Max(Aggregator):
+    """The maximum, of 0 and of all that was seen unless `low_initial`.
+
+    Args:
+        width: number of input features.
+        low_initial: start at -999999 instead of 0.
+        straight_through: differentiate as if it were a sum.
+    """
+
+    def __init__(self, width: int, low_initial: bool = False, straight_through: bool = False) -> None:
+        super().__init__(width, width, {"high": Part(width, LOW if low_initial else 0.0)})
+        self.straight_through = straight_through
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        return memory.max("high", x, straight_through=self.straight_through)
+
+
+class MaxNorm(Max):
+    """The maximum divided by its norm, through which no gradient flows.
+
+    Args:
+        width: number of input features.
+        low_initial: start at -999999 instead of 0.
+        straight_through: differentiate maximum as if it were a sum, and ignore the division.
+    """
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        high = super().aggregate(x, memory)
+        norm = high.detach().norm(dim=-1, keepdim=True).clamp(min=SMALLEST_DENOMINATOR)
+        return divide(high, norm, straight_through=self.straight_through)
+
+
+class Mean(Aggregator):
+    """The mean.
+
+    Args:
+        width: number of input features.
+        straight_through: ignore the division by the count when differentiating.
+    """
+
+    def __init__(self, width: int, straight_through: bool = False) -> None:
+        super().__init__(width, width, {"total": Part(width), "count": Part(1, learnable=False)})
+        self.straight_through = straight_through
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        total, count = memory.sum("total", x), memory.sum("count", torch.ones_like(x[..., :1]))
+        return divide(total, count, straight_through=self.straight_through)
+
+
+class MeanMax(Aggregator):
+    """The mean of the first half of the features beside the maximum, of 0 and of all seen, of the second half.
+
+    Args:
+        width: number of input features, even.
+        straight_through: differentiate the maximum as if it were a sum, and ignore the division by the count.
+    """
+
+    def __init__(self, width: int, straight_through: bool = False) -> None:
+        half = _half(width, type(self))
+        parts = {"total": Part(half), "high": Part(half), "count": Part(1, learnable=False)}
+        super().__init__(width, width, parts)
+        self.straight_through = straight_through
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        summed, maxed = x.chunk(2, -1)
+        total, count = memory.sum("total", summed), memory.sum("count", torch.ones_like(x[..., :1]))
+        mean = divide(total, count, straight_through=self.straight_through)
+        return torch.cat([mean, memory.max("high", maxed, straight_through=self.straight_through)], -1)
+
+
+class WeightedAverage(Aggregator):
+    """The mean of the first half of the features, weighted by the second half.
+
+    Args:
+        width: number of input features, even.
+        temperature: weights are exp((u - 2) / temperature); softplus(u) without one.
+        straight_through: ignore the division by the sum of weights when differentiating.
+        learn_temperature: train the temperature, as a parameter that is its logarithm.
+    """
+
+    input_factor = 2
+
+    def __init__(
+        self,
+        width: int,
+        temperature: float | None = None,
+        straight_through: bool = False,
+        learn_temperature: bool = False,
+    ) -> None:
+        half = _half(width, type(self))
+        if temperature is None and learn_temperature:
+            raise ConfigError(
+                "model.encoder.aggregator.learn_temperature is true; expected false where "
+                "model.encoder.aggregator.temperature is null"
+            )
+        weighing = None if temperature is None else Weighing(temperature, learn_temperature)
+        super().__init__(width, half, _weighted_parts(half) if weighing is None else weighing.parts(half))
+        self.weighing, self.straight_through = weighing, straight_through
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        value, weight = x.chunk(2, -1)
+        if self.weighing is not None:
+            return self.weighing(value, weight, memory, straight_through=self.straight_through)
+        total, norm = _weighted_sums(value, softplus(weight), memory)
+        return divide(total, norm.clamp(min=SMALLEST_DENOMINATOR), straight_through=self.straight_through)
+
+
+class Softmax(Aggregator):
+    """The mean of all features, each weighted by the exponential of itself.
+
+    Args:
+        width: number of input features.
+        temperature: weights are exp((x - 2) / temperature).
+        straight_through: ignore the division by the sum of weights when differentiating.
+        learn_temperature: train the temperature, as a parameter that is its logarithm.
+    """
+
+    def __init__(
+        self, width: int, temperature: float = 1.0, straight_through: bool = False, learn_temperature: bool = False
+    ) -> None:
+        weighing = Weighing(temperature, learn_temperature)
+        super().__init__(width, width, weighing.parts(width))
+        self.weighing, self.straight_through = weighing, straight_through
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        return self.weighing(x, x, memory, straight_through=self.straight_through)
+
+
+class Gaussian(Aggregator):
+    """A product of Gaussians: the first half of the features are means, the second half give their precisions.
+
+    There is no unit prior: with little seen the precision is clamped to 0.1.
+
+    Args:
+        width: number of input features, even.
+        straight_through: ignore the division by the precision when differentiating the mean.
+    """
+
+    input_factor = 2
+    gives_latent = True
+
+    def __init__(self, width: int, straight_through: bool = False) -> None:
+        super().__init__(width, width, _weighted_parts(_half(width, type(self))))
+        self.straight_through = straight_through
+
+    def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
+        """See `Aggregator`."""
+        value, weight = x.chunk(2, -1)
+        total, norm = _weighted_sums(value, softplus(weight), memory)
+        precision = norm.clamp(min=SMALLEST_DENOMINATOR)
+        mean = divide(total, precision, straight_through=self.straight_through)
+        return torch.cat([mean, -precision.log()], -1)
+
+
+class Weighing(nn.Module):
+    """A mean weighted by exp((u - 2) / temperature) that neither overflows nor loses what came early.
+
+    Sums are kept in units of ``exp(shift)``, ``shift`` being the largest exponent so far, and at least that of u = -1,
+    which also bounds the denominator from below (spec/models.md section 2, Q5). No gradient flows through the unit,
+    because the mean does not depend on it.
+
+    Args:
+        temperature: initial temperature, above 0.
+        learn: whether the logarithm of the temperature is a parameter.
+    """
+
+    log_temperature: Tensor
+
+    def __init__(self, temperature: float, learn: bool) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ConfigError(f"model.encoder.aggregator.temperature is {temperature}; expected more than 0")
+        self._lowest = -LOWEST_WEIGHT / temperature
+        log_temperature = torch.tensor(temperature).log()
+        if learn:
+            self.log_temperature = nn.Parameter(log_temperature)
+        else:
+            self.register_buffer("log_temperature", log_temperature, persistent=False)
+
+    def parts(self, width: int) -> dict[str, Part]:
+        """The state: both sums, in units of ``exp(shift)``."""
+        return _weighted_parts(width) | {"shift": Part(width, self._lowest, learnable=False)}
+
+    def forward(self, value: Tensor, weight: Tensor, memory: Memory, *, straight_through: bool) -> Tensor:
+        """The weighted mean ``[..., d]`` of ``value [..., d]``, given ``weight [..., d]`` (u)."""
+        temperature = self.log_temperature.exp()
+        exponent = (weight - SHIFT) / temperature
+        shift = memory.max("shift", exponent.detach()).detach()
+        total, norm = _weighted_sums(
+            value, (exponent - shift).exp(), memory, decay=(memory.before("shift").detach() - shift).exp()
+        )
+        least = (-LOWEST_WEIGHT / temperature.detach() - shift).exp()
+        unit = shift.exp() if straight_through else None
+        return divide(total, torch.maximum(norm, least), straight_through=straight_through, unit=unit)
+
+
+def divide(numerator: Tensor, denominator: Tensor, *, straight_through: bool, unit: Tensor | None = None) -> Tensor:
+    """Divides; with `straight_through` the gradient reaches the numerator unchanged and the denominator not at all.
+
+    Args:
+        numerator: ``[..., d]``.
+        denominator: ``[..., d]`` or ``[..., 1]``, not 0.
+        straight_through: whether to ignore the division when differentiating (spec/models.md section 2).
+        unit: what a numerator of 1 stands for ``[..., d]``, where that is not 1.
+
+    Returns:
+        The ratio ``[..., d]``.
+    """
+    return _StraightThrough.apply(numerator, denominator, unit) if straight_through else numerator / denominator
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, numerator: Tensor, denominator: Tensor, unit: Tensor | None) -> Tensor:
+        ctx.save_for_backward(*(() if unit is None else (unit,)))
+        return numerator / denominator
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        for unit in ctx.saved_tensors:
+            grad = grad * unit
+        return grad, None, None
+
+
+def _half(width: int, kind: type[Aggregator]) -> int:
+    if width % 2:
+        raise ConfigError(f"{kind.__name__} is given {width} features (model.encoder); expected an even number")
+    return width // 2
+
+
+def _weighted_parts(width: int) -> dict[str, Part]:
+    return {"total": Part(width), "norm": Part(width)}
+
+
+def _weighted_sums(value: Tensor, weight: Tensor, memory: Memory, decay: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    return memory.sum("total", value * weight, decay), memory.sum("norm", weight, decay)

@@ -1,0 +1,57 @@
+"""Resets inside sequences of a recurrence that knows none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Run = Callable[[Tensor, Tensor], Tensor]
+
+
+def run_segments(run: Run, x: Tensor, reset: Tensor, state: Tensor, initial: Tensor) -> Tensor:
+    """Runs a recurrence that knows no resets over sequences that have some.
+
+    Where all rows reset together, the common case, the time axis is cut, which needs no padding. Other resets cut their
+    row, and all pieces run as one padded batch.
+
+    Args:
+        run: features ``[N, L, F]`` and states before them ``[N, S]`` to outputs ``[N, L, E]``.
+        x: features ``[B, T, F]``.
+        reset: where the state is replaced **before** the entry is consumed, ``[B, T]``.
+        state: state before the first entry ``[B, S]``.
+        initial: state after a reset ``[1, S]``.
+
+    Returns:
+        Outputs ``[B, T, E]``.
+    """
+    if not bool(reset.any()):
+        return run(x, state)
+    outputs = []
+    for start, stop in _shared_chunks(reset):
+        outputs.append(_run_chunk(run, x[:, start:stop], reset[:, start:stop], state, initial))
+        state = initial.expand_as(state)  # what every later chunk starts from
+    return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+
+
+def _shared_chunks(reset: Tensor) -> list[tuple[int, int]]:
+    """Cuts the time axis of ``reset [B, T]`` where all rows reset together."""
+    cuts = [0, *(t for t in reset.all(0).nonzero()[:, 0].tolist() if t), reset.shape[1]]
+    return list(zip(cuts[:-1], cuts[1:], strict=True))
+
+
+def _run_chunk(run: Run, x: Tensor, reset: Tensor, state: Tensor, initial: Tensor) -> Tensor:
+    """Runs a chunk in which no column after the first resets every row."""
+    if bool(reset[:, 0].any()):
+        state = torch.where(reset[:, :1], initial, state)
+    if not bool(reset[:, 1:].any()):
+        return run(x, state)
+    starts = reset.clone()
+    starts[:, 0] = True
+    row, first = starts.nonzero(as_tuple=True)
+    segment = starts.flatten().cumsum(0).view_as(starts) - 1
+    offset = torch.arange(x.shape[1], device=x.device) - first[segment]
+    pieces = x.new_zeros(len(row), int(offset.max()) + 1, x.shape[2])
+    pieces[segment, offset] = x
+    return run(pieces, torch.where((first == 0).unsqueeze(-1), state[row], initial))[segment, offset]

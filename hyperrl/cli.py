@@ -11,7 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -26,13 +26,17 @@ from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, Fr
 from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import description, env_ids
 from hyperrl.errors import ConfigError, DivergedError, TrackingError
+from hyperrl.modules.aggregators import Aggregator
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.policy import PolicyConfig
+from hyperrl.modules.sequence import SequenceModel
 from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
 
 _log = logging.getLogger(__name__)
 USAGE_ERROR, FAILURE = 2, 1
 LINKS = ("env_info", "num_envs", "frames")
+# Keys whose value is a class, and what it has to be.
+CLASSES: dict[str, type] = {"model.encoder.sequence": SequenceModel, "model.encoder.aggregator": Aggregator}
 TRAINER_DEFAULTS: dict[str, Any] = {
     "logger": {"class_path": "hyperrl.tracking.MLflowLogger"},
     "precision": "32-true",
@@ -46,13 +50,15 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 class Parser(LightningArgumentParser):
     """A parser that ends in one line on wrong input, naming the nearest valid key."""
 
+    arguments: ClassVar[list[str]] = []
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         # A shortened name would be read by the parser, but not where this module looks for --ckpt_path and --config.
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2 and one line."""
-        text = configuration.one_line(message)
+        text = self._no_class(message) or self._with_key(configuration.one_line(message))
         unknown = re.search(
             r"(?:Unrecognized arguments?:|does not accept (?:option|nested key)) ['\"]?-*([\w.]+)", text, re.I
         )
@@ -60,6 +66,22 @@ class Parser(LightningArgumentParser):
             text += configuration.nearest(unknown[1], self._known_keys())
         sys.stderr.write(f"hyperrl: error: {text}\n")
         sys.exit(USAGE_ERROR)
+
+    def _no_class(self, message: str) -> str | None:
+        """What is wrong with the name of a class, where that is what is wrong."""
+        found = re.match(r'Parser key "([\w.]+)":\s+- Expected a path but (\S+) either not', message)
+        if not found or found[1] not in CLASSES:
+            return None
+        names = sorted(kind.__name__ for kind in configuration.subclasses(CLASSES[found[1]]))
+        expected = f"{found[1]} is {found[2]}; expected a class path, or one of {', '.join(names)}"
+        return expected + configuration.nearest(found[2], names)
+
+    def _with_key(self, text: str) -> str:
+        """Puts the whole key before a message that names only its last part."""
+        part = re.match(r"Option '(\w+)' is not|(\w+): ", text)
+        names = {arg.partition("=")[0].removeprefix("--") for arg in self.arguments if arg.startswith("--")}
+        keys = [name for name in names if part and name.endswith(f".{part[1] or part[2]}")]
+        return f"{keys[0]}: {text.removeprefix(f'{part[2]}: ')}" if part and len(keys) == 1 else text
 
     def _known_keys(self) -> set[str]:
         parsers = [self, *getattr(self._subcommands_action, "_name_parser_map", {}).values()]
@@ -275,6 +297,7 @@ def run(args: list[str], test: bool = True) -> HyperRLCLI:
         TrackingError: the MLflow server or store cannot be used.
     """
     checkpoint, args = _checkpoint_arguments(_resolve_configs(args))
+    Parser.arguments = args
     return HyperRLCLI(
         checkpoint,
         test,

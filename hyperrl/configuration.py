@@ -41,8 +41,14 @@ def description(path: Path) -> str:
 
 def nearest(name: str, names: Iterable[str]) -> str:
     """A hint at the name that was probably meant; empty if none is close."""
-    close = difflib.get_close_matches(name, list(names), 1, 0.4)
-    return f"; did you mean {close[0]}?" if close else ""
+    spelt = {known.lower(): known for known in names}
+    close = difflib.get_close_matches(name.lower(), list(spelt), 1, 0.4)
+    return f"; did you mean {spelt[close[0]]}?" if close else ""
+
+
+def subclasses(base: type) -> set[type]:
+    """All classes derived from ``base`` that are loaded."""
+    return {kind for child in base.__subclasses__() for kind in {child, *subclasses(child)}}
 
 
 def resolve_config(name: str) -> str:

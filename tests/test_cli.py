@@ -54,6 +54,17 @@ WRONG_TYPES = [
     (["--trainer.max_epochs=x"], ["trainer.max_epochs", "x", "int"]),
     (["--seed_everything=x"], ["seed_everything", "x", "int"]),
     (["--config", "type.yaml"], ["data.num_envs", "int", "many"]),
+    (["--model.encoder.sequence=Gru"], ["model.encoder.sequence is Gru", "class path", "LSTM", "did you mean GRU?"]),
+    (["--model.encoder.aggregator=Mox"], ["model.encoder.aggregator is Mox", "Mean, MeanMax", "did you mean Max?"]),
+    (["--model.encoder.aggregator=no.such.Thing"], ["model.encoder.aggregator is no.such.Thing", "class path"]),
+    (
+        ["--model.encoder.aggregator=Max", "--model.encoder.aggregator.straight=true"],
+        ["model.encoder.aggregator.straight", "not accepted"],
+    ),
+    (
+        ["--model.encoder.aggregator=Max", "--model.encoder.aggregator.low_initial=perhaps"],
+        ["model.encoder.aggregator.low_initial", "bool", "perhaps"],
+    ),
 ]
 OUT_OF_RANGE = [
     (["--data.num_envs=6"], ["data.num_envs (6)", "model.ppo.num_minibatches (4)"]),
@@ -80,6 +91,9 @@ OUT_OF_RANGE = [
     (["--model.ppo.entropy_coeff=.nan"], ["model.ppo.entropy_coeff is nan", "0 or more"]),
     (["--config", "group.yaml"], ["model.ppo is 3", "keys and values"]),
     (["--config", "data.yaml"], ["data", "keys and values"]),
+    (["--model.encoder.sequence=Memoryless"], ["model.encoder.sequence", "model.encoder.aggregator"]),
+    (["--model.policy.conditioning=per_task"], ["model.policy.conditioning", "model.policy.use_task"]),
+    (["--model.policy.use_belief=true", "--data.env=tiny:Toy-v0"], ["belief"]),
     (["--config", "resume.yaml"], ["ckpt_path is last.ckpt", "expected it as --ckpt_path"]),
 ]
 MISSING = [

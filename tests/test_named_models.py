@@ -21,8 +21,8 @@ pytestmark = tiny.QUIET
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "named_models.json").read_text())
 OURS_ALONE = {"causal_transformer", "min_gru"}
 AGGREGATORS = {
-    "Sum": "sum", "Max": "max", "MaxNorm": "max_norm", "Mean": "avg", "MeanMax": "am", "WeightedAverage": "weighted_avg",
-    "Softmax": "softmax", "Gaussian": "gauss",
+    "Sum": "sum", "Max": "max", "MaxNorm": "max_norm", "Mean": "avg", "MeanMax": "am",
+    "WeightedAverage": "weighted_avg", "Softmax": "softmax", "Gaussian": "gauss",
 }  # fmt: skip
 SEQUENCES = {"GRU": "gru", "LSTM": "lstm", "Memoryless": None, "Transition": "transition", "Transformer": "transformer"}
 # Which of the three arguments that stand for one choice are on.

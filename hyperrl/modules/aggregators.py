@@ -281,9 +281,9 @@ class Gaussian(Aggregator):
 class Weighing(nn.Module):
     """A mean weighted by exp((u - 2) / temperature) that neither overflows nor loses what came early.
 
-    Sums are kept in units of ``exp(shift)``, ``shift`` being the largest exponent so far, and at least that of u = -1,
-    which also bounds the denominator from below (spec/models.md section 2, Q5). No gradient flows through the unit,
-    because the mean does not depend on it.
+    Sums are kept in units of ``exp(shift)``, ``shift`` being the largest exponent so far, and at least that of u = -1:
+    so the reference's lower bound of the denominator, the weight of u = -1, is 1 (spec/models.md section 2, Q5). No
+    gradient flows through the unit, because the mean does not depend on it.
 
     Args:
         temperature: initial temperature, above 0.
@@ -309,15 +309,13 @@ class Weighing(nn.Module):
 
     def forward(self, value: Tensor, weight: Tensor, memory: Memory, *, straight_through: bool) -> Tensor:
         """The weighted mean ``[..., d]`` of ``value [..., d]``, given ``weight [..., d]`` (u)."""
-        temperature = self.log_temperature.exp()
-        exponent = (weight - SHIFT) / temperature
+        exponent = (weight - SHIFT) / self.log_temperature.exp()
         shift = memory.max("shift", exponent.detach()).detach()
-        total, norm = _weighted_sums(
-            value, (exponent - shift).exp(), memory, decay=(memory.before("shift").detach() - shift).exp()
-        )
-        least = (-LOWEST_WEIGHT / temperature.detach() - shift).exp()
-        unit = shift.exp() if straight_through else None
-        return divide(total, torch.maximum(norm, least), straight_through=straight_through, unit=unit)
+        decay = (memory.before("shift").detach() - shift).exp()
+        total, norm = _weighted_sums(value, (exponent - shift).exp(), memory, decay)
+        # At least 1 as soon as an exponent was above the lowest, since the largest one then counts 1.
+        norm = norm.clamp(min=1.0)
+        return divide(total, norm, straight_through=straight_through, unit=shift.exp() if straight_through else None)
 
 
 def divide(numerator: Tensor, denominator: Tensor, *, straight_through: bool, unit: Tensor | None = None) -> Tensor:

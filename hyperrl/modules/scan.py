@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK = 256
+CHUNK = 512
 
 
 def linear_scan(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
@@ -82,7 +82,9 @@ class _Blocks:
 
     def __init__(self, steps: int, backwards: bool) -> None:
         self.steps, self.backwards = steps, backwards
-        self.size = math.isqrt(steps)
+        root = math.isqrt(steps)
+        # Blocks of equal size are summarised at once.
+        self.size = next((size for size in range(root, root // 2, -1) if steps % size == 0), root)
         self.count = -(-steps // self.size)
 
     def positions(self, tensor: Tensor) -> list[Tensor]:
@@ -90,6 +92,10 @@ class _Blocks:
         if self.backwards:
             return [tensor[:, (self.steps - 1 - at) % self.size : self.steps - at : self.size] for at in self._places]
         return [tensor[:, at :: self.size] for at in self._places]
+
+    def equal(self, tensor: Tensor) -> Tensor | None:
+        """``[B, T, ...]`` as ``[B, count, size, ...]``; none if the blocks differ in size."""
+        return tensor.unflatten(1, (self.count, self.size)) if self.steps == self.count * self.size else None
 
     def reached(self, blockwise: Tensor, value: Tensor) -> Tensor:
         """The part of ``[B, count, ...]`` whose blocks have the position that `value` is of."""
@@ -122,6 +128,9 @@ class _Rule(Protocol):
     def advance(self, at: int, past: Tensor, value: Tensor, out: Tensor) -> None:
         """One step of all blocks, at a position; called from position 0 on."""
 
+    def summary(self, value: Tensor) -> Tensor | None:
+        """Where each block ends if it starts from the identity, if that is a reduction of ``[B, count, size, ...]``."""
+
     def join(self, past: Tensor, ends: Tensor, starts: Tensor) -> None:
         """Writes what each block starts from ``[B, count, ...]``.
 
@@ -143,6 +152,9 @@ class _Decay:
 
     def advance(self, at: int, past: Tensor, value: Tensor, out: Tensor) -> None:
         torch.addcmul(value, self.decays[at], past, out=out)
+
+    def summary(self, value: Tensor) -> None:
+        return None
 
     def join(self, past: Tensor, ends: Tensor, starts: Tensor) -> None:
         kept = self.decays[0].clone()
@@ -167,6 +179,13 @@ class _Sum:
     def combine(self, past: Tensor, value: Tensor, out: Tensor | None = None) -> Tensor:
         """Both together."""
         return torch.add(past, value, out=out)
+
+    def summary(self, value: Tensor) -> Tensor | None:
+        return None if self.reset is not None else self.reduce(value)
+
+    def reduce(self, value: Tensor) -> Tensor:
+        """All of ``[B, count, size, ...]`` of each block together."""
+        return value.sum(2)
 
     def advance(self, at: int, past: Tensor, value: Tensor, out: Tensor) -> None:
         self.combine(past, value, out)
@@ -199,6 +218,10 @@ class _Max(_Sum):
         """Both together."""
         return torch.maximum(past, value, out=out)
 
+    def reduce(self, value: Tensor) -> Tensor:
+        """All of ``[B, count, size, ...]`` of each block together."""
+        return value.amax(2)
+
 
 def _scan(rule: Callable[[_Blocks, slice], _Rule], value: Tensor, state: Tensor, *, backwards: bool = False) -> Tensor:
     """Runs a recurrence over ``value [B, T, ...]`` from ``state [B, ...]``, from the last step on if `backwards`."""
@@ -214,14 +237,23 @@ def _scan(rule: Callable[[_Blocks, slice], _Rule], value: Tensor, state: Tensor,
 
 def _scan_chunk(blocks: _Blocks, rule: _Rule, value: Tensor, state: Tensor, result: Tensor) -> None:
     values, results = blocks.positions(value), blocks.positions(result)
-    ends, past = torch.full_like(values[0], rule.identity), torch.empty_like(values[0])
-    for at, part in enumerate(values):
-        end = blocks.reached(ends, part)
-        rule.advance(at, end, part, end)
+    ends, past = _block_ends(blocks, rule, value, values), torch.empty_like(values[0])
     rule.join(state, ends, past)
     for at, (part, out) in enumerate(zip(values, results, strict=True)):
         rule.advance(at, blocks.reached(past, part), part, out)
         past = out
+
+
+def _block_ends(blocks: _Blocks, rule: _Rule, value: Tensor, values: list[Tensor]) -> Tensor:
+    """Where each block ends if it starts from the identity."""
+    equal = blocks.equal(value)
+    ends = None if equal is None else rule.summary(equal)
+    if ends is None:
+        ends = torch.full_like(values[0], rule.identity)
+        for at, part in enumerate(values):
+            end = blocks.reached(ends, part)
+            rule.advance(at, end, part, end)
+    return ends
 
 
 def _next(gate: Tensor, last: float) -> Tensor:
@@ -283,7 +315,7 @@ class _RunningSum(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor | None]:
         later = _later(grad, ctx.reset)
-        return later, None, *_start_gradients(later, ctx.reset)
+        return later, None, *_sum_starts(later, ctx.reset)
 
 
 class _RunningMax(torch.autograd.Function):
@@ -302,32 +334,53 @@ class _RunningMax(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor | None, None]:
         if not ctx.saved_tensors:
             later = _later(grad, ctx.reset)
-            return later, None, *_start_gradients(later, ctx.reset), None
-        # A step that leaves the maximum as it was hands its gradient on to the step before.
+            return later, None, *_sum_starts(later, ctx.reset), None
         result, state, initial = ctx.saved_tensors
-        old = _is_old(result, state, initial, ctx.reset)
-        passed = old if ctx.reset is None else old.masked_fill(ctx.reset.unsqueeze(-1), 0.0)
-        later = _scan_decay(_next(passed, 0.0), grad, torch.zeros_like(grad[:, 0]), backwards=True)
-        past = _start_gradients(later * old, ctx.reset)
-        return later.mul_(1 - old), None, *past, None
+        starts = _Starts(result, ctx.reset)
+        # 1 where the next step leaves the maximum as it is: what reaches that step goes on to this one.
+        keep = torch.zeros_like(result)
+        torch.eq(result[:, 1:], result[:, :-1], out=keep[:, :-1])
+        keep[starts.row, starts.step - 1] = 0  # before a first step lies the row's last one, which is 0 anyway
+        later = _scan_decay(keep, grad, torch.zeros_like(state), backwards=True)
+        later[:, 1:].addcmul_(later[:, 1:], keep[:, :-1], value=-1)
+        old = starts.of(result) == starts.past(state, initial)
+        share = starts.of(later) * old
+        later[starts.row, starts.step] -= share
+        return later, None, *starts.gradients(share, len(state)), None
 
 
-def _start_gradients(past: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Gradients by state and initial value, from those by what came before each step ``[B, T, d]``."""
-    if reset is None:
-        return past[:, 0], None
-    by_initial = torch.zeros_like(past[:, 0])
-    row, step = reset.nonzero(as_tuple=True)
-    by_initial.index_add_(0, row, past[row, step])
-    return past[:, 0].masked_fill(reset[:, :1], 0.0), by_initial
+class _Starts:
+    """The steps at which a segment of ``[B, T, ...]`` starts: the first of every row, and those with a reset."""
+
+    def __init__(self, like: Tensor, reset: Tensor | None) -> None:
+        first = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+        first[:, 0] = True
+        self.row, self.step = (first if reset is None else first | reset).nonzero(as_tuple=True)
+        self.is_reset = None if reset is None else reset[self.row, self.step]
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Those steps of ``[B, T, d]``, ``[N, d]``."""
+        return tensor[self.row, self.step]
+
+    def past(self, state: Tensor, initial: Tensor) -> Tensor:
+        """What those steps start from, ``[N, d]``."""
+        if self.is_reset is None:
+            return state
+        return torch.where(self.is_reset.unsqueeze(-1), initial[self.row], state[self.row])
+
+    def gradients(self, by_past: Tensor, batch: int) -> tuple[Tensor, Tensor | None]:
+        """Gradients by state and initial value ``[B, d]``, from those by what the steps start from ``[N, d]``."""
+        if self.is_reset is None:
+            return by_past, None
+        nothing = by_past.new_zeros(batch, *by_past.shape[1:])
+        is_reset = self.is_reset
+        return (
+            nothing.index_add(0, self.row[~is_reset], by_past[~is_reset]),
+            nothing.index_add(0, self.row[is_reset], by_past[is_reset]),
+        )
 
 
-def _is_old(result: Tensor, state: Tensor, initial: Tensor, reset: Tensor | None) -> Tensor:
-    """1 where a running maximum ``[B, T, d]`` is what it was before the step, else 0."""
-    old = torch.empty_like(result)
-    old[:, 0] = result[:, 0] == state
-    old[:, 1:] = result[:, 1:] == result[:, :-1]
-    if reset is not None:
-        where = reset.nonzero(as_tuple=True)
-        old[where] = (result[where] == initial[where[0]]).to(old)
-    return old
+def _sum_starts(later: Tensor, reset: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Gradients by state and initial value of a sum, from those by its inputs."""
+    starts = _Starts(later, reset)
+    return starts.gradients(starts.of(later), len(later))

@@ -1,0 +1,1 @@
+"""The contracts that `hyperrl.testing` checks, one file each."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from hyperrl.modules import aggregators, sequence
 
-KEEP_FREED = {"MALLOC_MMAP_THRESHOLD_": str(1 << 33), "MALLOC_TRIM_THRESHOLD_": str(1 << 35)}
+KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 35)}
 # The longest sequences that are measured: whole ones of quadratic memories, and step by step.
 LONGEST_QUADRATIC, LONGEST_STEPWISE, LONGEST_STEPWISE_QUADRATIC = 1000, 1000, 100
 

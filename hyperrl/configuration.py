@@ -48,7 +48,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 def subclasses(base: type) -> set[type]:
     """All classes derived from ``base`` that are loaded."""
-    return {kind for child in base.__subclasses__() for kind in {child, *subclasses(child)}}
+    children: list[type] = base.__subclasses__()
+    return set(children).union(*(subclasses(child) for child in children))
 
 
 def resolve_config(name: str) -> str:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
+from hyperrl.contracts.aggregator import AggregatorContract
 from hyperrl.contracts.encoder import EncoderContract
 from hyperrl.contracts.policy import PolicyContract
 from hyperrl.modules.aggregators import Aggregator
 from hyperrl.modules.encoder import TrajectoryEncoder
 from hyperrl.modules.policy import Policy
-
-_BATCH, _STEPS = 5, 23
 
 
 def check_aggregator(
@@ -38,7 +36,7 @@ def check_aggregator(
         >>> from hyperrl.modules.aggregators import Max
         >>> check_aggregator(Max)
     """
-    check = _Check(make(width).double(), seed, tolerance)
+    check = AggregatorContract(make(width).double(), seed, tolerance)
     check.shapes()
     check.precision()
     check.stepping_equals_sequence()
@@ -137,111 +135,3 @@ def check_policy(
     check.gradients_reach_all_parameters()
     check.materialised_weights_are_those_in_use()
     check.state_dict_holds_everything()
-
-
-class _Check:
-    def __init__(self, aggregator: Aggregator, seed: int, tolerance: float) -> None:
-        self.aggregator, self.tolerance = aggregator, tolerance
-        self.name = type(aggregator).__name__
-        self.generator = torch.Generator().manual_seed(seed)
-        self.x = self.random(_BATCH, _STEPS, aggregator.width)
-        self.reset = torch.rand(_BATCH, _STEPS, generator=self.generator) < 0.15
-        self.reset[0] = False
-        self.none = torch.zeros_like(self.reset)
-        # A state such as acting leaves, and the initial state moved where it may be learned.
-        self.state = self.steps(self.random(_BATCH, 3, aggregator.width), self.none[:, :3], self.start())[1].detach()
-        moved = 0.3 * self.random(aggregator.state_dim)
-        self.initial = torch.where(aggregator.learnable, self.start()[0] + moved, self.start()[0])
-
-    def random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.generator, dtype=torch.float64)
-
-    def start(self) -> Tensor:
-        return self.aggregator.initial_state(_BATCH)
-
-    def require(self, holds: bool, message: str) -> None:
-        if not holds:
-            raise AssertionError(f"{self.name}: {message}")
-
-    def equal(self, what: str, ours: Tensor, expected: Tensor) -> None:
-        error = float(((ours - expected).abs() / (1 + expected.abs())).max().detach())
-        self.require(error <= self.tolerance, f"{what}: relative difference {error:.1e}")
-
-    def steps(self, x: Tensor, reset: Tensor, state: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Outputs ``[B, T, O]`` and last state, one step at a time."""
-        start = self.start() if initial is None else initial.expand_as(state)
-        outputs = []
-        for t in range(x.shape[1]):
-            state = torch.where(reset[:, t, None], start, state)
-            output, state = self.aggregator.step(x[:, t], state)
-            outputs.append(output)
-        return torch.stack(outputs, 1), state
-
-    def shapes(self) -> None:
-        aggregator, start = self.aggregator, self.start()
-        expected = {
-            "initial_state(B)": (start, (_BATCH, aggregator.state_dim)),
-            "learnable": (aggregator.learnable, (aggregator.state_dim,)),
-            "output of step": (aggregator.step(self.x[:, 0], start)[0], (_BATCH, aggregator.output_dim)),
-            "state of step": (aggregator.step(self.x[:, 0], start)[1], (_BATCH, aggregator.state_dim)),
-            "output of forward": (aggregator(self.x, self.reset, start), (_BATCH, _STEPS, aggregator.output_dim)),
-        }
-        for what, (tensor, shape) in expected.items():
-            self.require(tensor.shape == shape, f"{what} has shape {tuple(tensor.shape)}, expected {shape}")
-        promised = aggregator.output_dim if aggregator.gives_latent else aggregator.width // aggregator.input_factor
-        self.require(
-            aggregator.output_dim == promised,
-            f"{aggregator.width} features give {aggregator.output_dim}; input_factor promises {promised}",
-        )
-
-    def precision(self) -> None:
-        for what, tensor in {
-            "initial_state": self.start(),
-            "output of step": self.aggregator.step(self.x[:, 0], self.state)[0],
-            "state of step": self.aggregator.step(self.x[:, 0], self.state)[1],
-            "output of forward": self.aggregator(self.x, self.reset, self.state),
-        }.items():
-            self.require(tensor.dtype == torch.float64, f"{what} is {tensor.dtype} in a module of float64")
-            self.require(bool(tensor.isfinite().all()), f"{what} is not finite")
-
-    def stepping_equals_sequence(self) -> None:
-        leaves = {"x": self.x, "state": self.state, "initial": self.initial}
-        leaves = {name: value.clone().requires_grad_() for name, value in leaves.items()}
-        leaves |= dict(self.aggregator.named_parameters())
-        x, state, initial = leaves["x"], leaves["state"], leaves["initial"]
-        weight = self.random(_BATCH, _STEPS, self.aggregator.output_dim)
-        for where, reset in {"with resets": self.reset, "without resets": self.none}.items():
-            stepwise = self.steps(x, reset, state, initial)[0]
-            sequence = self.aggregator(x, reset, state, initial)
-            self.equal(f"forward differs from stepping {where}", sequence, stepwise)
-            ours, expected = (
-                torch.autograd.grad(output, list(leaves.values()), weight, allow_unused=True, materialize_grads=True)
-                for output in (sequence, stepwise)
-            )
-            for name, value, target in zip(leaves, ours, expected, strict=True):
-                free = self.aggregator.learnable if name in ("state", "initial") else torch.tensor(True)
-                self.equal(f"gradient by {name} differs from stepping {where}", value * free, target * free)
-        constants = self.aggregator(self.x, self.reset, self.state)
-        given = self.aggregator(self.x, self.reset, self.state, self.start()[:1])
-        self.equal("forward without `initial` differs from initial_state", constants, given)
-
-    def reset_equals_fresh_start(self) -> None:
-        reset = self.none.clone()
-        reset[:, 7] = True
-        late = self.aggregator(self.x, reset, self.state)[:, 7:]
-        self.equal(
-            "a reset differs from a fresh start", late, self.aggregator(self.x[:, 7:], self.none[:, 7:], self.start())
-        )
-
-    def rows_are_independent(self) -> None:
-        whole = self.aggregator(self.x, self.reset, self.state)
-        order = torch.randperm(_BATCH, generator=self.generator)
-        shuffled = self.aggregator(self.x[order], self.reset[order], self.state[order])
-        self.equal("the order of the batch matters", shuffled, whole[order])
-        alone = [self.aggregator(self.x[[b]], self.reset[[b]], self.state[[b]]) for b in range(_BATCH)]
-        self.equal("a row depends on the others", torch.cat(alone), whole)
-
-    def order_is_irrelevant(self) -> None:
-        order = torch.randperm(_STEPS, generator=self.generator)
-        last, other = (self.aggregator(x, self.none, self.state)[:, -1] for x in (self.x, self.x[:, order]))
-        self.equal("the order of steps matters; set permutation_invariant = False", other, last)

@@ -37,7 +37,9 @@ class PolicyContract(Contract):
         self.rows = 12 + num_tasks  # at least one for every task
         with torch.no_grad():
             for parameter in self.policy.parameters():
-                parameter.copy_(0.3 * self.random(*parameter.shape))
+                # Of a size that keeps sums over wide layers moderate, and with them rounding errors.
+                std = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.3
+                parameter.copy_(std * self.random(*parameter.shape))
         self.given = self.inputs()
 
     def inputs(self) -> dict[str, Tensor]:

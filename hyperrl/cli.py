@@ -147,6 +147,11 @@ class HyperRLCLI(LightningCLI):
         """Refuses what would fail later, or silently mean something else; evaluation opens no run of its own."""
         config = self.config[self.subcommand]
         configuration.check_groups(config)
+        for key, base in CLASSES.items():
+            chosen = config.get(key)
+            if chosen and chosen.class_path.rpartition(".")[2] == base.__name__:
+                names = ", ".join(sorted(kind.__name__ for kind in configuration.subclasses(base)))
+                raise ConfigError(f"{key} is {base.__name__}, which all of them derive from; expected one of {names}")
         # Not a link: the parser would put the list into whatever stands where the group of data belongs.
         needed = PolicyConfig(**config.model.policy.as_dict()).publish
         config.data.publish = list(dict.fromkeys((*(config.data.publish or ()), *needed)))

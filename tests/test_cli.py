@@ -94,6 +94,8 @@ OUT_OF_RANGE = [
     (["--model.encoder.sequence=Memoryless"], ["model.encoder.sequence", "model.encoder.aggregator"]),
     (["--model.policy.conditioning=per_task"], ["model.policy.conditioning", "model.policy.use_task"]),
     (["--model.policy.use_belief=true", "--data.env=tiny:Toy-v0"], ["belief"]),
+    (["--model.encoder.sequence=SequenceModel"], ["model.encoder.sequence is SequenceModel", "GRU, LSTM"]),
+    (["--model.policy.bound_actions=true"], ["model.policy.bound_actions", "discrete"]),
     (["--config", "resume.yaml"], ["ckpt_path is last.ckpt", "expected it as --ckpt_path"]),
 ]
 MISSING = [

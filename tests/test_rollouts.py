@@ -113,6 +113,13 @@ class TestRolloutStream:
         env = toy(seed=seed)
         return RolloutStream(env, actor_factory(env), steps, seed)
 
+    def test_a_memory_of_another_kind_is_refused(self) -> None:
+        """Otherwise maxima would go on as sums."""
+        state, other = self.stream().state_dict(), self.stream()
+        other.load_state_dict(state)
+        with pytest.raises(ValueError, match=r"the memory is GRU \| Sum, \d+; expected GRU, \d+"):
+            other.load_state_dict({**state, "memory_layout": state["memory_layout"].replace("GRU", "GRU | Sum")})
+
     def test_rollouts_are_batch_first_and_go_on_where_the_last_ended(self) -> None:
         stream = self.stream()
         first, second = stream.collect(), stream.collect()

@@ -146,7 +146,10 @@ class MetaDataModule(LightningDataModule):
             seed = derive_seed(run_seed(), "actions", self.trainer.global_rank)
             self.stream = RolloutStream(env, self._learner.actor, self.steps_per_rollout, seed)
             if self._pending is not None:
-                self.stream.load_state_dict(self._pending)
+                try:
+                    self.stream.load_state_dict(self._pending)
+                except ValueError as error:
+                    _log.warning("%s: all environments start with new tasks", error)
                 self._pending = None
         return RolloutLoader(self)
 

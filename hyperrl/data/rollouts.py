@@ -31,6 +31,10 @@ class ActingPolicy(Protocol):
 
     memory: Tensor | None
 
+    @property
+    def memory_layout(self) -> str:
+        """What a memory has to agree with to go on in this policy."""
+
     def __call__(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Writes an action."""
 
@@ -97,6 +101,7 @@ class RolloutStream:
         memory = self.actor.memory
         return {
             "memory": None if memory is None else memory.cpu().clone(),
+            "memory_layout": self.actor.memory_layout,
             "env": self.env.state_dict(),
             "carrier": self.collector._carrier.cpu().clone().to_dict(),
             "generator": self.generator.get_state(),
@@ -104,7 +109,13 @@ class RolloutStream:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from :meth:`state_dict`: the next rollout is the one that would have come."""
+        """Continues from :meth:`state_dict`: the next rollout is the one that would have come.
+
+        Raises:
+            ValueError: the policy now remembers in another way.
+        """
+        if state["memory_layout"] != self.actor.memory_layout:
+            raise ValueError(f"the memory is {state['memory_layout']}; expected {self.actor.memory_layout}")
         self.env.load_state_dict(state["env"])
         carrier = TensorDict(state["carrier"], self.env.batch_size, device=self.env.device)
         # TorchRL's own state_dict keeps counters only; the carried step is what the next rollout starts from.

@@ -38,6 +38,8 @@ class Agent(nn.Module):
             task_dim=env_info.task_dim,
             num_tasks=env_info.num_tasks,
         )
+        if not policy.use_latent:
+            self.encoder.requires_grad_(False)
         self.task_key = keys.TASK_ID if keys.TASK_ID in policy.publish else keys.TASK
 
     def inputs(self, td: TensorDictBase, latent: Tensor) -> Input:
@@ -100,6 +102,11 @@ class Actor(TensorDictModuleBase):
         tensordict[keys.ACTION] = action
         tensordict[keys.ACTION_LOG_PROB] = distribution.log_prob(action)
         return tensordict
+
+    @property
+    def memory_layout(self) -> str:
+        """What a memory has to agree with to go on here."""
+        return self.agent.encoder.memory_layout
 
     def attach_memory(self, rollout: TensorDictBase, memory: Tensor | None) -> None:
         """Writes the memory that a rollout started with to it."""

@@ -19,9 +19,10 @@ from hyperrl.modules.memory import Memory, Part, SequenceMemory, StepMemory
 
 LOW = -999999.0
 SMALLEST_DENOMINATOR = 0.1
-# exp((u - 2) / temperature) of an input in [-1, 1] lies between exp(-3 / temperature) and exp(-1 / temperature).
-SHIFT = 2.0
-LOWEST_WEIGHT = 3.0
+# The published weight exp((u - SHIFT) / temperature) is exp(-LOWEST / temperature) at u = -1, the denominator's bound.
+SHIFT, LOWEST = 2.0, 3.0
+# Below, the published bound of the denominator underflows, and straight-through gradients with it.
+COLDEST_STRAIGHT_THROUGH = 0.03
 
 
 class Aggregator(nn.Module):
@@ -217,7 +218,7 @@ class WeightedAverage(Aggregator):
                 "model.encoder.aggregator.learn_temperature is true; expected false where "
                 "model.encoder.aggregator.temperature is null"
             )
-        weighing = None if temperature is None else Weighing(temperature, learn_temperature)
+        weighing = None if temperature is None else Weighing(temperature, learn_temperature, straight_through)
         super().__init__(width, half, _weighted_parts(half) if weighing is None else weighing.parts(half))
         self.weighing, self.straight_through = weighing, straight_through
 
@@ -225,7 +226,7 @@ class WeightedAverage(Aggregator):
         """See `Aggregator`."""
         value, weight = x.chunk(2, -1)
         if self.weighing is not None:
-            return self.weighing(value, weight, memory, straight_through=self.straight_through)
+            return self.weighing(value, weight, memory)
         total, norm = _weighted_sums(value, softplus(weight), memory)
         return divide(total, norm.clamp(min=SMALLEST_DENOMINATOR), straight_through=self.straight_through)
 
@@ -243,13 +244,13 @@ class Softmax(Aggregator):
     def __init__(
         self, width: int, temperature: float = 1.0, straight_through: bool = False, learn_temperature: bool = False
     ) -> None:
-        weighing = Weighing(temperature, learn_temperature)
+        weighing = Weighing(temperature, learn_temperature, straight_through)
         super().__init__(width, width, weighing.parts(width))
-        self.weighing, self.straight_through = weighing, straight_through
+        self.weighing = weighing
 
     def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
         """See `Aggregator`."""
-        return self.weighing(x, x, memory, straight_through=self.straight_through)
+        return self.weighing(x, x, memory)
 
 
 class Gaussian(Aggregator):
@@ -281,22 +282,28 @@ class Gaussian(Aggregator):
 class Weighing(nn.Module):
     """A mean weighted by exp((u - 2) / temperature) that neither overflows nor loses what came early.
 
-    Sums are kept in units of ``exp(shift)``, ``shift`` being the largest exponent so far, and at least that of u = -1:
-    so the reference's lower bound of the denominator, the weight of u = -1, is 1 (spec/models.md section 2, Q5). No
-    gradient flows through the unit, because the mean does not depend on it.
+    Weights are taken relative to that of u = -1, so the published lower bound of the denominator is 1 at every
+    temperature (spec/models.md section 2, Q5). Sums are kept in units of ``exp(shift)``, ``shift`` being the largest
+    exponent so far and at least 0. No gradient flows through either unit, because the mean does not depend on them.
 
     Args:
         temperature: initial temperature, above 0.
         learn: whether the logarithm of the temperature is a parameter.
+        straight_through: whether to ignore the division by the sum of weights when differentiating.
     """
 
     log_temperature: Tensor
 
-    def __init__(self, temperature: float, learn: bool) -> None:
+    def __init__(self, temperature: float, learn: bool, straight_through: bool) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ConfigError(f"model.encoder.aggregator.temperature is {temperature}; expected more than 0")
-        self._lowest = -LOWEST_WEIGHT / temperature
+        if not 0 < temperature < float("inf"):
+            raise ConfigError(f"model.encoder.aggregator.temperature is {temperature}; expected a positive number")
+        if straight_through and temperature < COLDEST_STRAIGHT_THROUGH:
+            raise ConfigError(
+                f"model.encoder.aggregator.temperature is {temperature} and "
+                f"model.encoder.aggregator.straight_through is true; expected at least {COLDEST_STRAIGHT_THROUGH}"
+            )
+        self.straight_through = straight_through
         log_temperature = torch.tensor(temperature).log()
         if learn:
             self.log_temperature = nn.Parameter(log_temperature)
@@ -305,17 +312,23 @@ class Weighing(nn.Module):
 
     def parts(self, width: int) -> dict[str, Part]:
         """The state: both sums, in units of ``exp(shift)``."""
-        return _weighted_parts(width) | {"shift": Part(width, self._lowest, learnable=False)}
+        return _weighted_parts(width) | {"shift": Part(width, learnable=False)}
 
-    def forward(self, value: Tensor, weight: Tensor, memory: Memory, *, straight_through: bool) -> Tensor:
+    def published_unit(self, shift: Tensor) -> Tensor:
+        """What 1 in a sum stands for where weights are exp((u - 2) / temperature)."""
+        return (shift - LOWEST / self.log_temperature.detach().exp()).exp()
+
+    def forward(self, value: Tensor, weight: Tensor, memory: Memory) -> Tensor:
         """The weighted mean ``[..., d]`` of ``value [..., d]``, given ``weight [..., d]`` (u)."""
-        exponent = (weight - SHIFT) / self.log_temperature.exp()
+        temperature = self.log_temperature.exp()
+        exponent = (weight - SHIFT) / temperature + LOWEST / temperature.detach()
         shift = memory.max("shift", exponent.detach()).detach()
         decay = (memory.before("shift").detach() - shift).exp()
         total, norm = _weighted_sums(value, (exponent - shift).exp(), memory, decay)
-        # At least 1 as soon as an exponent was above the lowest, since the largest one then counts 1.
+        # Above 1 as soon as an exponent was positive, since the largest one then counts 1.
         norm = norm.clamp(min=1.0)
-        return divide(total, norm, straight_through=straight_through, unit=shift.exp() if straight_through else None)
+        unit = self.published_unit(shift) if self.straight_through else None
+        return divide(total, norm, straight_through=self.straight_through, unit=unit)
 
 
 def divide(numerator: Tensor, denominator: Tensor, *, straight_through: bool, unit: Tensor | None = None) -> Tensor:

@@ -135,6 +135,12 @@ class TrajectoryEncoder(nn.Module):
         self.register_buffer("learnable", learnable, persistent=False)
         self.learned = nn.Parameter(self._constants(1)[0, learnable])
 
+    @property
+    def memory_layout(self) -> str:
+        """What the entries of the memory mean, as far as no parameter tells: the kinds of its parts, and its width."""
+        parts = " | ".join(type(part).__name__ for part in (self.sequence, self.aggregator) if part is not None)
+        return f"{parts}, {self.state_dim}"
+
     def initial_state(self, batch: int) -> Tensor:
         """The memory before any transition of a task, ``[batch, S]``."""
         if self.learned is None:

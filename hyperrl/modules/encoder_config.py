@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from hyperrl.errors import ConfigError
 from hyperrl.modules.aggregators import Aggregator
-from hyperrl.modules.sequence import GRU, SequenceModel, Transformer, Transition
+from hyperrl.modules.sequence import GRU, SequenceModel, Transition
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class EncoderConfig:
             own, called with the widths of its input and output and the longest task in steps.
         aggregator: what pools the sequence model's outputs over the task, called with their width; null for none.
         split: pool only the second half of the outputs, and pass the first half by (SplAgger, 2024).
-        layers_before: widths of layers between features and sequence model.
+        layers_before: widths of layers between features and sequence model, of whatever kind (the published code moves
+            them behind all but GRU and LSTM).
         layers_after: widths of layers between sequence model and aggregator, the last one linear.
         output_layers: widths of hidden layers in front of the latent.
         learn_initial_state: learn the memory that a task starts with, except for its counts.
@@ -96,12 +97,6 @@ def check_parts(config: EncoderConfig, model: SequenceModel, aggregator: Aggrega
         )
     if isinstance(model, Transition):
         _check_transition(config, model)
-    wide = aggregator is not None and aggregator.input_factor > 1 and not aggregator.gives_latent
-    if isinstance(model, Transformer) and wide and not config.layers_after:
-        raise ConfigError(
-            f"model.encoder.sequence is Transformer and model.encoder.aggregator is {type(aggregator).__name__}, which "
-            "halves its input; expected model.encoder.layers_after between them"
-        )
 
 
 def _check_transition(config: EncoderConfig, model: Transition) -> None:

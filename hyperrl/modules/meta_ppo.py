@@ -189,10 +189,12 @@ class MetaPPO(LightningModule):
         optimizer = self._optimizer
         total, logged = self.loss(rollout, index)
         optimizer.zero_grad()
-        self.manual_backward(total)
+        # Autocast is for forward passes: what left it (memory, heads, losses) would get its gradients in bf16.
+        with torch.autocast(total.device.type, enabled=False):
+            self.manual_backward(total)
         for name, module in (("policy", self.agent.policy), ("encoder", self.agent.encoder)):
             norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.max_grad_norm)
-            logged[f"grad_norm/{name}"] = norm
+            logged[f"grad_norm/{name}"] = norm.to(total.device)  # on the host if nothing has a gradient
         optimizer.step()
         return logged
 

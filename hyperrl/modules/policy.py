@@ -89,8 +89,10 @@ class Policy(nn.Module):
     def _prepare_continuous_actions(self) -> None:
         """Deviations, and bounds of the means; nothing for discrete actions."""
         actions, config = self.actions, self.config
-        self.bound_actions = config.bound_actions and not actions.discrete
+        self.bound_actions = config.bound_actions
         if actions.discrete:
+            if config.bound_actions:
+                raise ConfigError("model.policy.bound_actions is true; expected false, as actions are discrete")
             return
         shape = (self._networks, actions.dim) if self._networks else (actions.dim,)
         self.log_std = nn.Parameter(torch.full(shape, config.init_std).log())

@@ -47,26 +47,24 @@ def aggregator_factory(kind: str, args: Mapping[str, Any], straight_through: boo
 
 
 def from_reference(aggregator: Aggregator, state: Tensor) -> Tensor:
-    """Our state ``[..., S]`` for the reference's: with a temperature, sums are in units of exp(shift), shift last."""
-    unit = _initial_unit(aggregator)
-    if unit is None:
+    """Our state ``[..., S]`` for the reference's: with a temperature, sums in other units, and the unit last."""
+    weighing = getattr(aggregator, "weighing", None)
+    if weighing is None:
         return state
     total, norm = state.chunk(2, -1)
-    shift = unit.expand_as(total)
-    return torch.cat([total / shift.exp(), norm / shift.exp(), shift], -1)
+    shift = torch.zeros_like(total)
+    unit = weighing.published_unit(shift)
+    return torch.cat([total / unit, norm / unit, shift], -1)
 
 
 def to_reference(aggregator: Aggregator, state: Tensor) -> Tensor:
     """The reference's state for ours."""
-    if _initial_unit(aggregator) is None:
+    weighing = getattr(aggregator, "weighing", None)
+    if weighing is None:
         return state
     total, norm, shift = state.chunk(3, -1)
-    return torch.cat([total * shift.exp(), norm * shift.exp()], -1)
-
-
-def _initial_unit(aggregator: Aggregator) -> Tensor | None:
-    weighted = getattr(aggregator, "weighing", None) is not None
-    return aggregator.initial_state(1)[0].chunk(3)[-1] if weighted else None
+    unit = weighing.published_unit(shift)
+    return torch.cat([total * unit, norm * unit], -1)
 
 
 def run_aggregator(golden: Golden) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from aggregator_cases import to_reference
 from support import FORMULA, Golden, Slot, Slots, affine_slots, assert_close, check_gradients, load_parameters, widths
 from torch import Tensor, nn
 
@@ -155,11 +156,9 @@ def _initial_slots(encoder: TrajectoryEncoder) -> Slots:
 def _check_memory(golden: Golden, name: str, encoder: TrajectoryEncoder, state: Tensor) -> None:
     """Compares memories `[..., S]`; a transformer's slots that hold no token are zero in ours, and junk there."""
     recorded, aggregator = golden[name], encoder.aggregator
-    if getattr(aggregator, "weighing", None) is not None:
-        # Ours keeps both sums in units of exp(shift), which comes last.
-        memory, sums = state.split((encoder.sequence.state_dim, aggregator.state_dim), -1)
-        total, norm, shift = sums.chunk(3, -1)
-        state = torch.cat([memory, total * shift.exp(), norm * shift.exp()], -1)
+    if aggregator is not None:
+        memory, summary = state.split((encoder.sequence.state_dim, aggregator.state_dim), -1)
+        state = torch.cat([memory, to_reference(aggregator, summary)], -1)
     if isinstance(encoder.sequence, Transformer):
         width = encoder.sequence.state_dim - 1
         slots = torch.arange(width) // encoder.sequence.token_dim

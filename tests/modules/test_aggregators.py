@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from hyperrl.errors import ConfigError
@@ -254,7 +255,7 @@ def test_only_a_learned_temperature_is_a_parameter() -> None:
         (partial(WeightedAverage, 5), "WeightedAverage is given 5 features"),
         (partial(Gaussian, 5), "even number"),
         (partial(MeanMax, 5), "even number"),
-        (partial(Softmax, 4, temperature=0.0), "aggregator.temperature is 0.0; expected more than 0"),
+        (partial(Softmax, 4, temperature=0.0), "aggregator.temperature is 0.0; expected a positive number"),
         (partial(WeightedAverage, 4, learn_temperature=True), "aggregator.learn_temperature is true"),
     ],
 )
@@ -268,3 +269,10 @@ def test_the_example_of_the_documentation_keeps_the_contract() -> None:
     namespace: dict[str, Any] = {}
     exec(example, namespace)
     check_aggregator(namespace["Range"])
+
+
+def test_the_mean_of_one_step_is_that_step_at_every_learned_temperature() -> None:
+    aggregator, x = Softmax(3, learn_temperature=True), torch.tensor([[0.5, -0.5, 0.9]])
+    for temperature in (1.0, 0.5, 0.1, 0.03):
+        nn.init.constant_(aggregator.weighing.log_temperature, math.log(temperature))
+        torch.testing.assert_close(aggregator.step(x, aggregator.initial_state(1))[0], x)

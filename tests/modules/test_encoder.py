@@ -286,10 +286,6 @@ REFUSED: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"sequence": sequence.CausalTransformer, "learn_initial_state": True},
         ["learn_initial_state is true", "sequence is CausalTransformer"],
     ),
-    "halved tokens": (
-        {"sequence": sequence.Transformer, "aggregator": WeightedAverage},
-        ["sequence is Transformer", "aggregator is WeightedAverage", "layers_after"],
-    ),
     "no layer": ({"layers_after": [8, 0]}, ["layers_after is \\[8, 0\\]"]),
 }  # fmt: skip
 

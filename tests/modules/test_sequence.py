@@ -22,7 +22,6 @@ from hyperrl.modules.sequence import (
     Transition,
 )
 from hyperrl.modules.sequence.causal_transformer import _rotated
-from hyperrl.modules.sequence.mingru import linear_recurrence
 
 BATCH, STEPS, INPUTS, HIDDEN, HORIZON, EARLIER = 5, 9, 4, 6, 12, 3
 MODELS: dict[str, Callable[[int, int, int], SequenceModel]] = {
@@ -387,48 +386,6 @@ def test_wrong_options_are_refused(options: Callable[[int, int, int], SequenceMo
 def test_a_memory_of_steps_needs_a_horizon(memory: type[SequenceModel]) -> None:
     with pytest.raises(ConfigError, match=f"horizon is 0 and model.encoder.sequence is {memory.__name__}"):
         memory(INPUTS, HIDDEN, 0)
-
-
-# Linear recurrence
-
-
-def looped(keep: Tensor, value: Tensor, initial: Tensor) -> Tensor:
-    result = []
-    for t in range(value.shape[1]):
-        initial = keep[:, t] * initial + value[:, t]
-        result.append(initial)
-    return torch.stack(result, 1)
-
-
-def recurrence_inputs(steps: int) -> list[Tensor]:
-    return [draw(3, steps, 2, seed=1).sigmoid(), draw(3, steps, 2, seed=2), draw(3, 2, seed=3)]
-
-
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 7, 8, 9, 10, 60, 101])
-def test_recurrence_equals_the_loop_in_values_and_gradients(steps: int) -> None:
-    inputs = [tensor.requires_grad_() for tensor in recurrence_inputs(steps)]
-    ours, expected = linear_recurrence(*inputs), looped(*inputs)
-    torch.testing.assert_close(ours, expected)
-    for found, wanted in zip(gradients(ours, inputs), gradients(expected, inputs), strict=True):
-        torch.testing.assert_close(found, wanted)
-
-
-def test_recurrence_of_many_steps_is_stable() -> None:
-    keep, value, initial = recurrence_inputs(10_000)
-    keep = 1 - 1e-3 * keep
-    expected = looped(keep, value, initial)
-    ours = linear_recurrence(keep.float(), value.float(), initial.float())
-    torch.testing.assert_close(ours.double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_a_coefficient_of_zero_cuts_the_recurrence() -> None:
-    keep, value, initial = recurrence_inputs(20)
-    keep[1, 4] = keep[:, 7] = 0
-    expected = linear_recurrence(keep, value, initial)
-    value[1, :4], value[:, 5:7], initial[1] = 1e9, 1e9, 1e9
-    disturbed = linear_recurrence(keep, value, initial)
-    assert torch.equal(disturbed[1, 4], expected[1, 4])
-    assert torch.equal(disturbed[:, 7:], expected[:, 7:])
 
 
 def test_mingru_equals_its_formula() -> None:

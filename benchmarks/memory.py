@@ -26,8 +26,9 @@ from torch import Tensor, nn
 from hyperrl.modules import aggregators, sequence
 
 KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 35)}
-# The longest sequences that are measured: whole ones of quadratic memories, and step by step.
-LONGEST_QUADRATIC, LONGEST_STEPWISE, LONGEST_STEPWISE_QUADRATIC = 1000, 1000, 100
+# The longest sequences that are measured: step by step, and whole ones of memories that take the square or more.
+LONGEST_STEPWISE, LONGEST_STEPWISE_QUADRATIC, LONGEST_COMPARISON = 1000, 100, 1000
+LONGEST_QUADRATIC = {"Transformer": 400, "CausalTransformer": 1000}
 
 Run = Callable[[Tensor], Tensor]
 Make = Callable[[int, int], nn.Module]
@@ -63,8 +64,6 @@ SEQUENCES: dict[str, Make] = {
     "CausalTransformer": of_horizon(sequence.CausalTransformer),
 }
 MEMORIES = AGGREGATORS | SEQUENCES
-# What takes time or memory of the square of the length, or more.
-QUADRATIC = {"Transformer", "CausalTransformer"}
 
 
 def whole(memory: nn.Module, x: Tensor) -> Tensor:
@@ -122,12 +121,12 @@ def measure(name: str, batch: int, steps: int, width: int) -> dict[str, float | 
     """Milliseconds, ratio and bytes of one memory at one length."""
     memory = MEMORIES[name](width, steps)
     x = torch.randn(batch, steps, width).requires_grad_()
-    if name in QUADRATIC and steps > LONGEST_QUADRATIC:
+    if steps > LONGEST_QUADRATIC.get(name, steps):
         return {"ms": None, "stepwise_ms": None, "ratio": None, "kept_mib": None}
-    longest = LONGEST_STEPWISE_QUADRATIC if name in QUADRATIC else LONGEST_STEPWISE
+    longest = LONGEST_STEPWISE_QUADRATIC if name in LONGEST_QUADRATIC else LONGEST_STEPWISE
     affordable = name in AGGREGATORS or steps <= longest
     forms = [partial(whole, memory), *([partial(stepwise, memory)] if affordable else [])]
-    own, *other = seconds(forms, x, repeats_for(steps))
+    own, *other = seconds(forms, x, 3 if name in LONGEST_QUADRATIC else repeats_for(steps))
     return {
         "ms": 1e3 * own,
         "stepwise_ms": 1e3 * other[0] if other else None,
@@ -185,7 +184,7 @@ def main() -> None:
             else:
                 cells = "".join(show(row[key]).rjust(n) for key, n in zip(row, (10, 10, 8, 10), strict=True))
                 print(f"{name:24}{steps:7}{cells}", flush=True)
-    for steps in args.steps if len(args.only) == len(MEMORIES) else ():
+    for steps in (steps for steps in args.steps if steps <= LONGEST_COMPARISON):
         for name, ratio in comparisons(args.batch, steps, args.width).items():
             print(json.dumps({name: ratio, "steps": steps}) if args.json else f"{name:31}{steps:7}{ratio:8.2f}")
 

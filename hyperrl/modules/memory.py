@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyperrl.modules.scan import linear_scan, running_max, running_sum
+from hyperrl.modules.scan import cut_at_resets, linear_scan, running_max, running_sum
 
 
 class Part(NamedTuple):
@@ -100,9 +100,7 @@ class SequenceMemory:
             self.parts[part] = running_sum(value, self._reset, state, initial)
             return self.parts[part]
         if self._reset is not None:
-            reset = self._reset.unsqueeze(-1)
-            value = torch.where(reset, value + decay * initial.unsqueeze(1), value)
-            decay = decay.masked_fill(reset, 0.0)
+            decay, value = cut_at_resets(decay, value, self._reset, initial)
         self.parts[part] = linear_scan(decay, value, state)
         return self.parts[part]
 

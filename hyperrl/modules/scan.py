@@ -39,6 +39,15 @@ def linear_scan(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
     return _LinearScan.apply(decay, value, initial)
 
 
+def cut_at_resets(decay: Tensor, value: Tensor, reset: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Decay and value ``[B, T, d]`` of a `linear_scan` that starts anew from ``initial [B or 1, d]`` before some entries.
+
+    Where ``reset [B, T]`` is set the decay becomes 0, and the value takes up what is left of `initial`.
+    """
+    reset = reset.unsqueeze(-1)
+    return decay.masked_fill(reset, 0.0), torch.where(reset, value + decay * initial.unsqueeze(1), value)
+
+
 def running_sum(value: Tensor, reset: Tensor | None, state: Tensor, initial: Tensor) -> Tensor:
     """The sum of what was consumed since the last reset, after every step.
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperrl.errors import ConfigError
-from hyperrl.modules.scan import linear_scan
+from hyperrl.modules.scan import cut_at_resets, linear_scan
 from hyperrl.modules.sequence.base import SequenceModel
 
 
@@ -40,13 +40,12 @@ class MinGRU(SequenceModel):
     def forward(self, x: Tensor, reset: Tensor, state: Tensor, initial: Tensor | None = None) -> Tensor:
         """Consumes whole sequences; see :meth:`SequenceModel.forward`."""
         starts = self.start(initial).split(self.output_dim, -1)
-        cut = reset.unsqueeze(-1) if bool(reset.any()) else None
+        cut = bool(reset.any())
         for layer, hidden, start in zip(self.layers, state.split(self.output_dim, -1), starts, strict=True):
             update, candidate = layer(x).chunk(2, -1)
             update = update.sigmoid()
             keep, value = 1 - update, update * candidate
-            if cut is not None:
-                value = value + torch.where(cut, keep * start, 0.0)
-                keep = keep.masked_fill(cut, 0.0)
+            if cut:
+                keep, value = cut_at_resets(keep, value, reset, start)
             x = linear_scan(keep, value, hidden)
         return x

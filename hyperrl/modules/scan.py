@@ -40,7 +40,7 @@ def linear_scan(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
 
 
 def cut_at_resets(decay: Tensor, value: Tensor, reset: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """Decay and value ``[B, T, d]`` of a `linear_scan` that starts anew from ``initial [B or 1, d]`` before some entries.
+    """Decay and value ``[B, T, d]`` of a `linear_scan` cut before some entries, to start from ``initial [B or 1, d]``.
 
     Where ``reset [B, T]`` is set the decay becomes 0, and the value takes up what is left of `initial`.
     """

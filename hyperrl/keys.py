@@ -24,7 +24,14 @@ its root; what the environment returns after the action sits under ``next``.
 | ``logits`` or ``loc``, ``scale`` | ``[num_actions]`` or ``[A]`` | float32 | learner | loss |
 | ``state_value`` | ``[1]`` | float32 | learner: value under the old parameters | returns, loss |
 | ``new_value`` | ``[1]`` | float32 | learner: value under the current parameters | loss |
+| ``latent`` | ``[2L]`` | float32 | learner: latent at decision time, where the RL loss does not train it | loss |
+| ``latent_noise`` | ``[L]`` | float32 | policy, if it samples latents | learner |
+| ``task_shown`` | ``[]`` | bool | policy, if the task may stand in for the latent | learner |
 | ``advantage`` / ``value_target`` | ``[1]`` | float32 | learner | loss |
+
+A trajectory is everything of one finished task: a TensorDict of batch size ``[n]`` with the entries ``observation``,
+``prev_observation``, ``prev_action``, ``prev_reward`` and maybe ``state_id`` of its ``H`` transitions, ``[n, H, ...]``,
+zero behind ``length [n]``, and maybe ``task [n, task_dim]`` and ``task_id [n]``.
 """
 
 from __future__ import annotations
@@ -47,6 +54,11 @@ STATE_ID = "state_id"
 BELIEF = "belief"
 SUCCESS = "success"
 START_MEMORY = "start_memory"
+LATENT = "latent"
+LATENT_NOISE = "latent_noise"
+TASK_SHOWN = "task_shown"
+LENGTH = "length"
+TRAJECTORIES = "trajectories"
 ACTION_LOG_PROB = "action_log_prob"
 LOGITS = "logits"
 LOC = "loc"

@@ -38,6 +38,7 @@ class EnvInfo:
         horizon: the longest task that a memory will meet, in steps.
         task_dim: width of the description of a task.
         num_tasks: number of tasks that have an id; 0 where they have none.
+        num_states: number of states that have an id; 0 where they have none.
         belief_dim: width of the exact belief; 0 where there is none.
         action_low: smallest value of each dimension of a continuous action.
         action_high: largest value of each dimension.
@@ -49,6 +50,7 @@ class EnvInfo:
     horizon: int
     task_dim: int = 0
     num_tasks: int = 0
+    num_states: int = 0
     belief_dim: int = 0
     action_low: tuple[float, ...] | None = None
     action_high: tuple[float, ...] | None = None

@@ -3,11 +3,14 @@
     python benchmarks/train.py --frames 50000 --config experiment/gridnavi_rnn_hn [any `hyperrl fit` override]
 
 Everything a user pays for is included: collection, updates, validation, checkpoints, tracking. The first `--warmup`
-rollouts are left out; in the first of them operations are counted, from which `gflops` follows.
+rollouts are left out; in the last of them operations are counted, from which `gflops` follows. A model that collects
+trajectories before it learns needs a longer warm-up than that.
 
 - `frames_per_second`: after warm-up, over the wall time of training.
-- `share_*`: parts of that time: the policy's and the environment's half of collection, the update, validation,
-  logging (metrics, checkpoints, tracking), and the rest.
+- `share_*`: parts of that time: the policy's and the environment's half of collection, PPO's update (with what task
+  inference adds to its minibatches), the updates that task inference has of its own, validation, logging (metrics,
+  checkpoints, tracking), and the rest.
+- `update_ms`: one update with all that belongs to it, in milliseconds.
 - `gflops`: matrix products per second, of all the time; `update_gflops`: of the update alone.
 - `gemm_ratio`, `update_gemm_ratio`: those against one large matrix product in the same precision and process.
 """
@@ -67,8 +70,8 @@ class Clock:
 
     @contextlib.contextmanager
     def counting(self, name: str) -> Iterator[None]:
-        """Counts the operations of the first rollout."""
-        if self.rollouts:
+        """Counts the operations of the last rollout before the clock starts."""
+        if self.rollouts != self.warmup - 1:
             yield
             return
         with FlopCounterMode(display=False) as counter:
@@ -78,6 +81,7 @@ class Clock:
     def watch(self) -> None:
         """Patches the methods that make up a run; those that count operations go around those that take time."""
         self.timed(MetaPPO, "training_step", "update")
+        self.timed(MetaPPO, "infer", "inference")
         self.timed(MetaPPO, "log_metrics", "log")
         self.timed(MetaDataModule, "collect", "collect")
         self.timed(MetaDataModule, "evaluate", "validation")
@@ -122,11 +126,17 @@ class Clock:
             "share_environment": seconds["environment"],
             # The collector's own overhead counts as acting.
             "share_acting": seconds["collect"] - seconds["environment"],
-            "share_update": seconds["update"] - seconds["log"],
+            "share_update": seconds["update"] - seconds["inference"] - seconds["log"],
+            "share_inference": seconds["inference"],
             "share_validation": seconds["validation"],
             "share_logging": seconds["log"] + seconds["checkpoint"],
         }
-        return {"frames_per_second": self.frames / total, **{k: v / total for k, v in shares.items()}}
+        updates = max(self.rollouts - self.warmup, 1)
+        return {
+            "frames_per_second": self.frames / total,
+            "update_ms": 1000 * (seconds["update"] - seconds["log"]) / updates,
+            **{k: v / total for k, v in shares.items()},
+        }
 
 
 def gemm_rate(precision: str) -> float:
@@ -160,7 +170,8 @@ def main() -> None:
     report = clock.report()
     per_rollout = report["frames_per_second"] / (done.datamodule.num_envs * done.datamodule.steps_per_rollout)
     gflops = sum(clock.flops.values()) * per_rollout / 1e9
-    update_gflops = clock.flops["update"] * per_rollout / report["share_update"] / 1e9
+    share = report["share_update"] + report["share_inference"]
+    update_gflops = clock.flops["update"] * per_rollout / share / 1e9
     report |= {
         "gflops": gflops,
         "update_gflops": update_gflops,

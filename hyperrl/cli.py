@@ -26,7 +26,9 @@ from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, Fr
 from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import description, env_ids
 from hyperrl.errors import ConfigError, DivergedError, TrackingError
+from hyperrl.inference_figure import InferenceFigure
 from hyperrl.modules.aggregators import Aggregator
+from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.sequence import SequenceModel
@@ -153,7 +155,8 @@ class HyperRLCLI(LightningCLI):
                 names = ", ".join(sorted(kind.__name__ for kind in configuration.subclasses(base)))
                 raise ConfigError(f"{key} is {base.__name__}, which all of them derive from; expected one of {names}")
         # Not a link: the parser would put the list into whatever stands where the group of data belongs.
-        needed = PolicyConfig(**config.model.policy.as_dict()).publish
+        parts = PolicyConfig(**config.model.policy.as_dict()), InferenceConfig(**config.model.inference.as_dict())
+        needed = [name for part in parts for name in part.publish]
         config.data.publish = list(dict.fromkeys((*(config.data.publish or ()), *needed)))
         if config.ckpt_path and self.checkpoint is None:
             raise ConfigError(f"ckpt_path is {config.ckpt_path} in a configuration; expected it as --ckpt_path")
@@ -254,11 +257,17 @@ def _list(args: list[str]) -> None:
         rows = [(name, description(name)) for name in env_ids()]
     else:
         configs = configuration.shipped_configs(groups[args[0]])
-        rows = [(name, configuration.description(path)) for name, path in configs.items()]
+        rows = [(name, configuration.description(path) + _also(name)) for name, path in configs.items()]
     table = Table("name", "what it is", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     Console().print(table)
+
+
+def _also(name: str) -> str:
+    """The other names of a shipped configuration."""
+    others = [alias for alias, of in configuration.aliases().items() if of == name]
+    return f"; also: {', '.join(others)}" if others else ""
 
 
 def _callbacks() -> list[Callback]:
@@ -270,6 +279,7 @@ def _callbacks() -> list[Callback]:
         FrameBudget(),
         AdaptationTable(),
         DivergenceReport(),
+        InferenceFigure(),
         SystemMetrics(),
         TrackingState(),
         last,

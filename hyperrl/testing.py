@@ -60,8 +60,8 @@ def check_encoder(
 
     Everything is compared in double precision on random transitions, from the memory of tasks under way: shapes and
     types, stepping against whole sequences with resets inside (latents and gradients), a reset against a fresh start, a
-    carried memory, acting against the re-encoded rollout, independence of the rows of a batch and of their order. In
-    single precision, autocast has to change nothing.
+    carried memory, acting against the re-encoded rollout, whole trajectories with and without truncated gradients,
+    independence of the rows of a batch and of their order. In single precision, autocast has to change nothing.
 
     Args:
         make: constructs the encoder. Where it has a horizon, that has to be 27 or more, or 4 more than `reset` is long.
@@ -86,6 +86,7 @@ def check_encoder(
     check.reset_equals_fresh_start()
     check.rows_are_independent()
     check.acting_equals_learning()
+    check.trajectories_equal_sequences()
     check.gradients_reach_all_parameters()
     check.autocast_changes_nothing()
 

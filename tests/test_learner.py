@@ -190,10 +190,11 @@ def test_constant_schedule_is_constant() -> None:
 
 
 def test_policy_and_encoder_have_their_own_epsilon() -> None:
-    optimizer = tiny.learner(tiny.data(), PPOConfig(eps=1e-3, encoder_eps=1e-4)).configure_optimizers()
+    (optimizer,) = tiny.learner(tiny.data(), PPOConfig(eps=1e-3, encoder_eps=1e-4)).configure_optimizers()
     assert [group["eps"] for group in optimizer.param_groups] == [1e-3, 1e-4]
     model = tiny.learner(tiny.data())
-    trained = {id(p) for group in model.configure_optimizers().param_groups for p in group["params"]}
+    (optimizer,) = model.configure_optimizers()
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters()}
 
 

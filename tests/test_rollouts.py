@@ -263,7 +263,7 @@ class TestDataModule:
     def test_test_sees_only_held_out_tasks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: dict[str, set[int]] = {}
 
-        def note(env: MetaEnv, actor: Any) -> TensorDict:
+        def note(env: MetaEnv, actor: Any, extra: Any) -> TensorDict:
             tasks = make_env("GridNavi-v0", 4000, publish=["task_id"], task_split=env.task_split, test_fraction=0.25)
             drawn[env.task_split] = set(tasks.reset()[keys.TASK_ID].tolist())
             assert env.test_fraction == 0.25

@@ -17,6 +17,7 @@ from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs.base import MetaEnv, Transition
 from hyperrl.envs.layout import Layout
 from hyperrl.modules.encoder import EncoderConfig
+from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import PPOConfig
@@ -98,6 +99,7 @@ def learner(
     ppo: PPOConfig | None = None,
     policy: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
+    inference: dict[str, Any] | None = None,
 ) -> MetaPPO:
     """A tiny model that fits the data; what is given differs from the tiny defaults."""
     return MetaPPO(
@@ -107,6 +109,7 @@ def learner(
         EncoderConfig(**{**ENCODER, **(encoder or {})}),
         PolicyConfig(**{**POLICY, **(policy or {})}),
         ppo or PPOConfig(),
+        InferenceConfig(**(inference or {})),
     )
 
 
@@ -144,13 +147,16 @@ def fit(
     ppo: PPOConfig | None = None,
     policy: dict[str, Any] | None = None,
     encoder: dict[str, Any] | None = None,
+    inference: dict[str, Any] | None = None,
     precision: Any = "32-true",
     callbacks: Sequence[Callback] = (),
     **changes: Any,
 ) -> tuple[MetaPPO, History]:
     """Trains a tiny model; `changes` are settings of the data."""
     seed_everything(seed, verbose=False)
-    source, history = data(**changes), History()
-    model = learner(source, ppo, policy, encoder)
+    parts = PolicyConfig(**{**POLICY, **(policy or {})}), InferenceConfig(**(inference or {}))
+    published = [*changes.pop("publish", ()), *(name for part in parts for name in part.publish)]
+    source, history = data(publish=list(dict.fromkeys(published)), **changes), History()
+    model = learner(source, ppo, policy, encoder, inference)
     trainer([history, *callbacks], precision).fit(model, source)
     return model, history

@@ -159,6 +159,17 @@ class EncoderContract(Contract):
         latent, _ = self.encoder.step(Transition.last(rollout[keys.NEXT][:, -1]), memory)
         self.equal("encode differs from acting after the last step", after[:, -1], latent)
 
+    @torch.no_grad()
+    def trajectories_equal_sequences(self) -> None:
+        """`encode_trajectories` gives the prior, then the latents of a task from its start, truncated or not."""
+        encoder, trajectories = self.encoder, _steps_of(self.x)
+        trajectories.batch_size = [self.batch]
+        latents = encoder(self.x, self.none, encoder.initial_state(self.batch))
+        expected = torch.cat([encoder.prior(self.batch).unsqueeze(1), latents], 1)
+        self.equal("encode_trajectories differs from forward", encoder.encode_trajectories(trajectories), expected)
+        truncated = encoder.encode_trajectories(trajectories, 4)
+        self.equal("truncated gradients change the latents of trajectories", truncated, expected)
+
     def gradients_reach_all_parameters(self) -> None:
         """From a few tasks and the prior; of fixed size, since very short sequences do not use everything."""
         x, reset = self.transitions(BATCH, STEPS), self.resets(BATCH, STEPS, 0.15)

@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict, TensorDictBase
 
 from hyperrl.data.rollouts import Learner, RolloutStream, evaluate
+from hyperrl.data.trajectory_buffer import TrajectoryBuffer
 from hyperrl.distributed import gather_over_ranks
 from hyperrl.envs import MetaEnv, landmarks, make_env
 from hyperrl.errors import ConfigError
@@ -73,7 +74,8 @@ class MetaDataModule(LightningDataModule):
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
         self.held_out, self.publish = held_out, tuple(publish or ())
         self.options = options = self._options(env_options or {}, episodes_per_task)
-        self.eval_options = self._options(options, eval_episodes_per_task)
+        episodes = episodes_per_task if eval_episodes_per_task is None else eval_episodes_per_task
+        self.eval_options = self._options(env_options or {}, episodes)
         example, evaluation = self._example(options), self._example(self.eval_options)
         if evaluation.obs_dim != example.obs_dim:
             raise ConfigError(
@@ -86,6 +88,7 @@ class MetaDataModule(LightningDataModule):
         own = not env_options and not held_out and evaluation.episodes_per_task == self._example({}).episodes_per_task
         self.landmarks = landmarks(env) if own else {}
         self.stream: RolloutStream | None = None
+        self.trajectories: TrajectoryBuffer | None = None
         self._pending: dict[str, Any] | None = None
 
     def _example(self, options: dict[str, Any]) -> MetaEnv:
@@ -145,25 +148,50 @@ class MetaDataModule(LightningDataModule):
             env = self._make_env("train", self.num_envs, self.options)
             seed = derive_seed(run_seed(), "actions", self.trainer.global_rank)
             self.stream = RolloutStream(env, self._learner.actor, self.steps_per_rollout, seed)
+            self.trajectories = self._make_buffer(env.horizon)
             if self._pending is not None:
-                try:
-                    self.stream.load_state_dict(self._pending)
-                except ValueError as error:
-                    _log.warning("%s: all environments start with new tasks", error)
+                self._continue(self._pending)
                 self._pending = None
         return RolloutLoader(self)
+
+    def _make_buffer(self, horizon: int) -> TrajectoryBuffer | None:
+        """Where finished trajectories are kept, if the learner learns from them."""
+        assert self.trainer is not None
+        settings = self._learner.trajectory_settings
+        if settings is None:
+            return None
+        seed = derive_seed(run_seed(), "trajectories", self.trainer.global_rank)
+        return TrajectoryBuffer(horizon=horizon, seed=seed, **settings)
+
+    def _continue(self, state: dict[str, Any]) -> None:
+        """Goes on from a checkpoint's stream and trajectories; with new tasks, if the memory is another one."""
+        assert self.stream is not None
+        try:
+            self.stream.load_state_dict(state["stream"])
+        except ValueError as error:
+            _log.warning("%s: all environments start with new tasks", error)
+            return
+        if self.trajectories is None or state["trajectories"] is None:
+            return
+        try:
+            self.trajectories.load_state_dict(state["trajectories"])
+        except ValueError as error:
+            _log.warning("%s: no trajectories are taken over", error)
 
     def teardown(self, stage: str) -> None:
         """Ends the stream with its training: another run on the same data has another policy."""
         if stage == "fit":
-            self.stream = None
+            self.stream = self.trajectories = None
 
     def collect(self) -> TensorDictBase:
-        """Collects one rollout with the current parameters, under the trainer's precision."""
+        """Collects one rollout with the current parameters, under the trainer's precision; keeps its trajectories."""
         assert self.trainer is not None
         assert self.stream is not None
         with self._acting_precision():
-            return self.stream.collect()
+            rollout = self.stream.collect()
+        if self.trajectories is not None:
+            self.trajectories.add(rollout)
+        return rollout
 
     # Evaluation
 
@@ -180,8 +208,11 @@ class MetaDataModule(LightningDataModule):
         assert self.trainer is not None
         options = {**self.eval_options, **({"task_split": "test"} if stage == "test" and self.held_out else {})}
         env = self._make_env(stage, self.num_tasks[stage], options, self._learner.frames)
+        settings = self._learner.trajectory_settings
+        seed = derive_seed(run_seed(), f"{stage} latents", self.trainer.global_rank, self._learner.frames)
+        generator = torch.Generator(env.device).manual_seed(seed)
         with self._acting_precision():
-            return evaluate(env, self._learner.actor(torch.Generator(env.device)))
+            return evaluate(env, self._learner.actor(generator), None if settings is None else settings["extra"])
 
     # Checkpoints
 
@@ -189,7 +220,9 @@ class MetaDataModule(LightningDataModule):
         """The states of all ranks' rollout streams, and which environments they are about."""
         if self.stream is None:
             return {}
-        return {"streams": gather_over_ranks(self.stream.state_dict()), **self._source}
+        kept = None if self.trajectories is None else self.trajectories.state_dict()
+        own = {"stream": self.stream.state_dict(), "trajectories": kept}
+        return {"streams": gather_over_ranks(own), **self._source}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keeps the state for the collector, which exists only once training starts.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from torchrl.collectors import Collector
 from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from hyperrl import keys
+from hyperrl.data.trajectory_buffer import TRANSITION
 from hyperrl.envs import MetaEnv
 from hyperrl.metrics import EpisodeReturns
 
@@ -21,6 +22,10 @@ class Learner(Protocol):
     """What collection and evaluation need of the LightningModule."""
 
     frames: int
+
+    @property
+    def trajectory_settings(self) -> dict[str, Any] | None:
+        """Arguments of the buffer of finished trajectories; none if nothing is learnt from them."""
 
     def actor(self, generator: torch.Generator) -> ActingPolicy:
         """The acting policy."""
@@ -126,22 +131,27 @@ class RolloutStream:
 
 
 @torch.no_grad()
-def evaluate(env: MetaEnv, actor: Callable[[TensorDictBase], TensorDictBase]) -> TensorDict:
+def evaluate(
+    env: MetaEnv, actor: Callable[[TensorDictBase], TensorDictBase], extra: Sequence[str] | None = None
+) -> TensorDict:
     """Plays one task per environment with deterministic actions.
 
     Args:
         env: environments with fresh tasks ``[N]``.
         actor: the acting policy.
+        extra: which published entries whole trajectories are returned with; none for no trajectories.
 
     Returns:
-        ``returns [N, K]``, raw, and ``success [N, K]`` (successful steps) where the environment publishes it.
+        ``returns [N, K]``, raw, ``success [N, K]`` (successful steps) where the environment publishes it, and if they
+        are asked for the ``trajectories [N]`` (see `hyperrl.keys`).
     """
     steps: list[TensorDictBase] = []
+    wanted = _EVALUATION_KEYS if extra is None else (*_EVALUATION_KEYS, *TRANSITION, *extra)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         td = env.reset()
         for _ in range(env.horizon):
             step, td = env.step_and_maybe_reset(actor(td))
-            steps.append(step[keys.NEXT].select(*_EVALUATION_KEYS, strict=False))
+            steps.append(step[keys.NEXT].select(*wanted, strict=False))
     rollout: TensorDictBase = torch.stack(steps, 1)
     done = rollout[keys.DONE][..., 0]
     # Tasks that end early are followed by others in the same environment: only the first one counts.
@@ -149,11 +159,22 @@ def evaluate(env: MetaEnv, actor: Callable[[TensorDictBase], TensorDictBase]) ->
     sums = {"returns": rollout[keys.REWARD][..., 0]}
     if rollout.get(keys.SUCCESS, None) is not None:
         sums["success"] = rollout[keys.SUCCESS][..., 0].float()
-    result = {name: _per_episode(env, value, rollout, alive) for name, value in sums.items()}
+    result: dict[str, Any] = {name: _per_episode(env, value, rollout, alive) for name, value in sums.items()}
+    if extra is not None:
+        result[keys.TRAJECTORIES] = _first_trajectories(rollout, alive, extra)
     return TensorDict(result, [len(done)])
 
 
 _EVALUATION_KEYS = (keys.REWARD, keys.EPISODE_DONE, keys.DONE, keys.SUCCESS)
+
+
+def _first_trajectories(after: TensorDictBase, alive: Tensor, extra: Sequence[str]) -> TensorDict:
+    """The trajectory of each environment's first task, zero behind its end, out of what followed each step."""
+    per_task = [name for name in extra if name in (keys.TASK, keys.TASK_ID)]
+    per_step = [*TRANSITION, *(name for name in extra if name not in per_task)]
+    steps = {name: after[name] * alive.view(*alive.shape, *(1,) * (after[name].ndim - 2)) for name in per_step}
+    tasks = {name: after[name][:, 0] for name in per_task}
+    return TensorDict({**steps, **tasks, keys.LENGTH: alive.sum(1)}, [len(alive)])
 
 
 def _per_episode(env: MetaEnv, value: Tensor, rollout: TensorDictBase, alive: Tensor) -> Tensor:

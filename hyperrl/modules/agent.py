@@ -13,6 +13,7 @@ from hyperrl.env_info import EnvInfo
 from hyperrl.modules.distributions import action_distribution
 from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder
 from hyperrl.modules.hypernet import Input
+from hyperrl.modules.no_memory import NoMemory
 from hyperrl.modules.policy import Policy, PolicyConfig
 
 
@@ -23,29 +24,43 @@ class Agent(nn.Module):
         env_info: sizes of the environment.
         encoder: the memory.
         policy: configuration of actor and critic.
+
+    Attributes:
+        updates: number of finished PPO updates ``[]``, which the warm-up on the task counts.
+        fresh_policy: what the policy becomes after the warm-up, with ``hard_reset``; not trained.
     """
+
+    updates: Tensor
 
     def __init__(self, env_info: EnvInfo, encoder: EncoderConfig, policy: PolicyConfig) -> None:
         super().__init__()
         self.actions = actions = env_info.actions
-        self.encoder = TrajectoryEncoder(env_info.obs_dim, actions.dim, encoder, env_info.horizon)
-        self.policy = Policy(
+        self.encoder: TrajectoryEncoder | NoMemory = NoMemory()
+        if policy.use_latent:
+            self.encoder = TrajectoryEncoder(env_info.obs_dim, actions.dim, encoder, env_info.horizon)
+        self.policy = self._policy(env_info, policy)
+        self.fresh_policy = self._policy(env_info, policy).requires_grad_(False) if policy.hard_reset else None
+        self.register_buffer("updates", torch.tensor(0), persistent=policy.task_replaces != "none")
+        self.task_key = keys.TASK_ID if keys.TASK_ID in policy.publish else keys.TASK
+
+    def _policy(self, env_info: EnvInfo, config: PolicyConfig) -> Policy:
+        """A policy for the latents of the encoder."""
+        return Policy(
             env_info.obs_dim,
-            self.encoder.latent_dim,
-            actions,
-            policy,
+            self.encoder.policy_dim,
+            self.actions,
+            config,
             belief_dim=env_info.belief_dim,
             task_dim=env_info.task_dim,
             num_tasks=env_info.num_tasks,
         )
-        if not policy.use_latent:
-            self.encoder.requires_grad_(False)
-        self.task_key = keys.TASK_ID if keys.TASK_ID in policy.publish else keys.TASK
 
     def inputs(self, td: TensorDictBase, latent: Tensor) -> Input:
-        """What actor and critic see at the steps ``td [...]``, of any batch size, with ``latent [..., 2L]``."""
-        optional = (td.get(key, None) for key in (keys.BELIEF, self.task_key))
-        sources = (td[keys.OBSERVATION], latent, *optional)
+        """What actor and critic see at the steps ``td [...]``, of any batch size, with ``latent [..., 2L]``.
+
+        What was drawn to act on is taken from the steps, so that learning sees what acting saw.
+        """
+        sources = (*self._sources(td, latent), td.get(keys.TASK_SHOWN, None))
         return self.policy.inputs(*(None if x is None else x.flatten(0, td.ndim - 1) for x in sources))
 
     def evaluate(self, td: TensorDictBase, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
@@ -59,8 +74,25 @@ class Agent(nn.Module):
 
     def update_statistics(self, td: TensorDictBase, latent: Tensor) -> None:
         """Moves the running statistics of the policy's inputs by one rollout ``[B, T]``."""
-        optional = (td.get(key, None) for key in (keys.BELIEF, self.task_key))
-        self.policy.update_statistics(td[keys.OBSERVATION], latent, *optional)
+        self.policy.update_statistics(*self._sources(td, latent))
+
+    def _sources(self, td: TensorDictBase, latent: Tensor) -> tuple[Tensor | None, ...]:
+        """Observation, latent for the policy, belief and task at the steps ``td``."""
+        latent = self.encoder.for_policy(latent, td.get(keys.LATENT_NOISE, None))
+        return td[keys.OBSERVATION], latent, td.get(keys.BELIEF, None), td.get(self.task_key, None)
+
+    @property
+    def warming_up(self) -> bool:
+        """Whether the task always stands in for what ``task_replaces`` names."""
+        warmup = self.policy.config.task_warmup
+        return warmup > 0 and bool(self.updates < warmup)
+
+    @torch.no_grad()
+    def finish_update(self) -> None:
+        """Counts a PPO update. After the last one of a warm-up the policy starts anew, with ``hard_reset``."""
+        self.updates += 1
+        if self.fresh_policy is not None and self.updates == self.policy.config.task_warmup:
+            self.policy.start_anew(self.fresh_policy)
 
 
 class Actor(TensorDictModuleBase):
@@ -73,7 +105,7 @@ class Actor(TensorDictModuleBase):
 
     Args:
         agent: the agent; its parameters are shared, not copied.
-        generator: source of all randomness of the actions.
+        generator: source of all randomness of acting.
 
     Attributes:
         memory: memory before the transition that comes next ``[B, S]``; none before the first step.
@@ -87,15 +119,18 @@ class Actor(TensorDictModuleBase):
             keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT,
             *agent.policy.config.publish,
         ]  # fmt: skip
-        self.out_keys = [keys.ACTION, keys.ACTION_LOG_PROB]
+        noise = [keys.LATENT_NOISE] if agent.encoder.noise_dim else []
+        shown = [keys.TASK_SHOWN] if agent.policy.config.task_replaces != "none" else []
+        self.out_keys = [*noise, *shown, keys.ACTION, keys.ACTION_LOG_PROB]
         self.agent = agent
         self.generator = generator
         self.memory = None
 
     @torch.no_grad()
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Writes action ``[B]`` or ``[B, A]`` and its log-probability ``[B]``."""
+        """Writes action ``[B]`` or ``[B, A]``, its log-probability ``[B]``, and what else was drawn to act on."""
         latent, self.memory = self.agent.encoder.act(tensordict, self.memory)
+        self._draw(tensordict)
         parameters = self.agent.policy.distribution(self.agent.inputs(tensordict, latent))
         distribution = action_distribution(parameters)
         action = self._choose(parameters)
@@ -111,6 +146,23 @@ class Actor(TensorDictModuleBase):
     def attach_memory(self, rollout: TensorDictBase, memory: Tensor | None) -> None:
         """Writes the memory that a rollout started with to it."""
         self.agent.encoder.attach_memory(rollout, memory)
+
+    def _draw(self, td: TensorDictBase) -> None:
+        """Writes the noise of sampled latents ``[B, L]``, and where the task is shown ``[B]``, as far as there are."""
+        if keys.LATENT_NOISE in self.out_keys:
+            noise = td[keys.OBSERVATION].new_empty(*td.shape, self.agent.encoder.noise_dim)
+            td[keys.LATENT_NOISE] = noise.normal_(generator=self.generator)
+        if keys.TASK_SHOWN in self.out_keys:
+            td[keys.TASK_SHOWN] = self._shown(td[keys.OBSERVATION].new_zeros(td.shape))
+
+    def _shown(self, uniform: Tensor) -> Tensor:
+        """Where the task stands in for the latent ``[B]``: never in evaluation, always during the warm-up."""
+        if exploration_type() is ExplorationType.DETERMINISTIC:
+            return uniform.bool()
+        config = self.agent.policy.config
+        if 0 < config.task_chance < 1:
+            uniform.uniform_(generator=self.generator)
+        return (uniform < config.task_chance) | (self.agent.updates < config.task_warmup)
 
     def _choose(self, parameters: dict[str, Tensor]) -> Tensor:
         """The mode, or a sample from the actor's own generator."""

@@ -100,6 +100,14 @@ class Aggregator(nn.Module):
             memory = SequenceMemory(reset if bool(reset.any()) else None, self._split(state), self._split(start))
             return self.aggregate(x.to(state.dtype), memory)
 
+    def final_state(self, x: Tensor, state: Tensor) -> Tensor:
+        """The memory ``[B, S]`` after sequences ``[B, T, d]`` without resets, from the one before them."""
+        with torch.autocast(x.device.type, enabled=False):
+            parts = self._split(state)
+            memory = SequenceMemory(None, parts, parts)
+            self.aggregate(x.to(state.dtype), memory)
+            return torch.cat([memory.parts[name][:, -1] for name in parts], -1)
+
     def _split(self, state: Tensor) -> dict[str, Tensor]:
         return dict(zip(self._widths, state.split(tuple(self._widths.values()), -1), strict=True))
 

@@ -6,6 +6,7 @@ Transition features -> hidden layers -> sequence model -> hidden layers -> aggre
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -98,6 +99,7 @@ class TrajectoryEncoder(nn.Module):
     def __init__(self, obs_dim: int, action_dim: int, config: EncoderConfig, horizon: int | None = None) -> None:
         super().__init__()
         self.latent_dim = 2 * config.latent_dim
+        self.sample_latent, self.relu_latent = config.sample_latent, config.relu_latent
         self.features = TransitionFeatures(obs_dim, action_dim, config)
         # A factory does not tell its class, and with it how wide its input has to be: a small specimen does.
         specimen = None if config.aggregator is None else config.aggregator(2)
@@ -141,6 +143,36 @@ class TrajectoryEncoder(nn.Module):
         parts = " | ".join(type(part).__name__ for part in (self.sequence, self.aggregator) if part is not None)
         return f"{parts}, {self.state_dim}"
 
+    @property
+    def noise_dim(self) -> int:
+        """Width of the noise that :meth:`for_policy` takes; 0 where it takes none."""
+        return self.latent_dim // 2 if self.sample_latent else 0
+
+    @property
+    def policy_dim(self) -> int:
+        """Width of what :meth:`for_policy` gives."""
+        return self.noise_dim or self.latent_dim
+
+    def for_policy(self, latent: Tensor, noise: Tensor | None = None) -> Tensor:
+        """What the policy is given of a latent (spec/models.md section 4).
+
+        Args:
+            latent: mean and log variance ``[..., 2L]``.
+            noise: standard normal noise of the sample ``[..., L]``; none where the policy is given no sample.
+
+        Returns:
+            The latent itself ``[..., 2L]``, or a sample ``[..., L]``.
+
+        Raises:
+            ValueError: if the noise is missing.
+        """
+        if self.sample_latent:
+            if noise is None:
+                raise ValueError(f"latents are sampled, but there is no `{keys.LATENT_NOISE}`")
+            mean, log_var = latent.chunk(2, -1)
+            latent = mean + (log_var / 2).exp() * noise
+        return latent.relu() if self.relu_latent else latent
+
     def initial_state(self, batch: int) -> Tensor:
         """The memory before any transition of a task, ``[batch, S]``."""
         if self.learned is None:
@@ -176,14 +208,26 @@ class TrajectoryEncoder(nn.Module):
             The latent after every transition, ``[B, T, 2L]``.
         """
         with torch.autocast(state.device.type, enabled=False):
-            width = self.sequence.state_dim
-            initial = None if self.learned is None else self.initial_state(1)
-            x = self._enter(self.features(transition))
-            x = self.sequence(x, reset, state[:, :width], None if initial is None else initial[:, :width])
-            by, x = self._split(x)
-            if self.aggregator is not None:
-                x = self.aggregator(x, reset, state[:, width:], None if initial is None else initial[:, width:])
-            return self._leave(by, x)
+            return self._run(self._enter(self.features(transition)), reset, state)[0]
+
+    def _run(self, x: Tensor, reset: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """What the sequence model reads ``[B, T, F]`` to latents ``[B, T, 2L]`` and its outputs ``[B, T, E]``."""
+        width = self.sequence.state_dim
+        initial = None if self.learned is None else self.initial_state(1)
+        output = self.sequence(x, reset, state[:, :width], None if initial is None else initial[:, :width])
+        by, x = self._split(output)
+        if self.aggregator is not None:
+            x = self.aggregator(x, reset, state[:, width:], None if initial is None else initial[:, width:])
+        return self._leave(by, x), output
+
+    @torch.no_grad()
+    def _memory_after(self, x: Tensor, output: Tensor, state: Tensor) -> Tensor:
+        """The memory ``[B, S]`` after :meth:`_run` without resets, detached."""
+        width = self.sequence.state_dim
+        memory = self.sequence.final_state(x, output, state[:, :width])
+        if self.aggregator is None:
+            return memory
+        return torch.cat([memory, self.aggregator.final_state(self._split(output)[1], state[:, width:])], -1)
 
     def _step(self, features: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[B, F]`` and memory ``[B, S]`` to latent ``[B, 2L]`` and memory."""
@@ -260,6 +304,32 @@ class TrajectoryEncoder(nn.Module):
         latents = self(Transition.rollout(rollout), reset, self.start_memory(rollout))
         before, after = latents[:, :-1], latents[:, 1:]
         return torch.where(is_init.unsqueeze(-1), self.prior(1), before), after
+
+    def encode_trajectories(self, trajectories: TensorDictBase, bptt_steps: int | None = None) -> Tensor:
+        """Encodes trajectories from the prior.
+
+        Args:
+            trajectories: of H transitions each, ``[n]``; see `hyperrl.keys`.
+            bptt_steps: detach the memory after the transitions of index k, 2k, ..., where this is k, so that gradients
+                span k transitions, k + 1 at the beginning (spec/models.md section 4); none lets them span all.
+
+        Returns:
+            The latents before the first transition and after each, ``[n, H+1, 2L]``. Those behind the end of a
+            trajectory mean nothing.
+        """
+        transitions = Transition.last(trajectories)
+        with torch.autocast(transitions.reward.device.type, enabled=False):
+            x = self._enter(self.features(transitions))
+            batch, steps = x.shape[:2]
+            cuts = range(bptt_steps + 1, steps, bptt_steps) if bptt_steps else ()
+            state, latents = self.initial_state(batch), [self.prior(batch).unsqueeze(1)]
+            for start, stop in pairwise((0, *cuts, steps)):
+                window = x[:, start:stop]
+                latent, output = self._run(window, window.new_zeros(window.shape[:2], dtype=torch.bool), state)
+                latents.append(latent)
+                if stop < steps:
+                    state = self._memory_after(window, output, state)
+            return torch.cat(latents, 1)
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:

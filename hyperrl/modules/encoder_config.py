@@ -30,6 +30,8 @@ class EncoderConfig:
         layers_after: widths of layers between sequence model and aggregator, the last one linear.
         output_layers: widths of hidden layers in front of the latent.
         learn_initial_state: learn the memory that a task starts with, except for its counts.
+        sample_latent: give the policy a sample of the latent in the place of its mean and log variance (PEARL).
+        relu_latent: give the policy only what is positive of mean, log variance and sample.
     """
 
     state_embedding_dim: int = 32
@@ -45,6 +47,8 @@ class EncoderConfig:
     layers_after: list[int] = field(default_factory=list)
     output_layers: list[int] = field(default_factory=list)
     learn_initial_state: bool = False
+    sample_latent: bool = False
+    relu_latent: bool = False
 
     def __post_init__(self) -> None:
         for name in ("state_embedding_dim", "hidden_dim", "latent_dim"):

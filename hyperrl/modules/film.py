@@ -34,9 +34,10 @@ class FilmLinear(nn.Module):
 
     def forward(self, inputs: Input) -> Tensor:
         """Returns ``[N, out]``."""
-        assert inputs.condition is not None
-        scale, bias = self.materialise(inputs.condition.embedding)
-        return functional.linear(inputs.x, self.weight) * scale + bias
+        condition = inputs.condition
+        assert condition is not None
+        scale, bias = self.materialise(condition.embedding)
+        return functional.linear(inputs.x, self.weight) * scale + condition.bias(bias)
 
     def materialise(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """The generated scales and biases, both ``[N, out]``, for ``embedding [N, K]``."""

@@ -21,18 +21,25 @@ class Condition:
     Args:
         embedding: ``e [N, K]``.
         head_bias: whether the heads that generate weights have a bias.
+        unbiased: where all generated biases are zero, ``[N, 1]``; none for nowhere.
 
     Attributes:
         coefficients: what the terms of a weight head are weighted with: ``e' = (1, e)``, or ``e`` without head bias.
     """
 
-    def __init__(self, embedding: Tensor, head_bias: bool = True) -> None:
-        self.embedding, self.head_bias = embedding, head_bias
+    def __init__(self, embedding: Tensor, head_bias: bool = True, unbiased: Tensor | None = None) -> None:
+        self.embedding, self.head_bias, self.unbiased = embedding, head_bias, unbiased
         self.coefficients = torch.cat([torch.ones_like(embedding[:, :1]), embedding], 1) if head_bias else embedding
 
     def float(self) -> Condition:
         """The same condition in fp32."""
-        return self if self.embedding.dtype == torch.float32 else Condition(self.embedding.float(), self.head_bias)
+        if self.embedding.dtype == torch.float32:
+            return self
+        return Condition(self.embedding.float(), self.head_bias, self.unbiased)
+
+    def bias(self, generated: Tensor) -> Tensor:
+        """The biases in force ``[N, out]``, out of those that a head generates."""
+        return generated if self.unbiased is None else generated.masked_fill(self.unbiased, 0.0)
 
     def expand(self, x: Tensor) -> Tensor:
         """Returns the outer products ``e'_k x_i`` of ``x [N, in]`` as ``[N, terms * in]``."""
@@ -118,7 +125,7 @@ class GeneratedLinear(nn.Module):
         """Returns ``[N, out]`` without building per-sample weights."""
         condition = inputs.condition
         assert condition is not None
-        bias = self.bias_head(condition.embedding)
+        bias = condition.bias(self.bias_head(condition.embedding))
         if self.expands_input:
             return functional.linear(inputs.expanded, self.weight) + bias
         terms = functional.linear(inputs.x, self.weight).unflatten(-1, (self.terms, self.out_features))

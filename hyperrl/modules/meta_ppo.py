@@ -1,16 +1,16 @@
-"""The learner: rollouts in, epochs of minibatches, one optimiser, logging. Orchestration only."""
+"""The learner: rollouts in, epochs of minibatches, updates of task inference, logging. Orchestration only."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDictBase
-from torch import Tensor
+from torch import Tensor, nn
 
 from hyperrl import keys
 from hyperrl.distributed import gather_over_ranks
@@ -19,6 +19,7 @@ from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.metrics import adaptation_metrics
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.encoder import EncoderConfig
+from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.minibatches import permuted_chunks
 from hyperrl.modules.normalization import RewardNormalizer
 from hyperrl.modules.policy import PolicyConfig
@@ -29,6 +30,7 @@ from hyperrl.modules.ppo import (
     normalize_advantages,
     ratio_diagnostics,
 )
+from hyperrl.modules.task_inference import TaskInference
 from hyperrl.seeding import derive_seed, run_seed
 
 # What the update reads of a rollout; everything else is dropped before minibatches are cut.
@@ -36,8 +38,23 @@ LEARNER_KEYS = (
     keys.OBSERVATION, keys.PREV_OBSERVATION, keys.PREV_ACTION, keys.PREV_REWARD, keys.IS_INIT, keys.START_MEMORY,
     keys.ACTION, keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE,
     (keys.NEXT, keys.OBSERVATION), (keys.NEXT, keys.PREV_OBSERVATION), (keys.NEXT, keys.PREV_ACTION),
-    (keys.NEXT, keys.PREV_REWARD), keys.BELIEF, keys.TASK, keys.TASK_ID,
+    (keys.NEXT, keys.PREV_REWARD), keys.BELIEF, keys.TASK, keys.TASK_ID, keys.LATENT, keys.LATENT_NOISE,
+    keys.TASK_SHOWN,
 )  # fmt: skip
+
+
+Logged = dict[str, Tensor]
+ParameterGroup = dict[str, Any]
+
+
+class TrajectorySource(Protocol):
+    """Where whole trajectories of finished tasks come from."""
+
+    def __len__(self) -> int:
+        """Number of trajectories."""
+
+    def sample(self, number: int) -> TensorDictBase:
+        """Draws up to ``number`` different ones; see `hyperrl.keys`."""
 
 
 def _to_cpu(value: Tensor | None) -> Tensor | None:
@@ -45,7 +62,9 @@ def _to_cpu(value: Tensor | None) -> Tensor | None:
 
 
 class MetaPPO(LightningModule):
-    """PPO for an agent with memory, by gradients through whole rollouts (spec/training.md sections 2-5, 8).
+    """PPO for an agent with memory (spec/training.md sections 2-8).
+
+    Gradients of the RL loss go through whole rollouts into the encoder, or task inference trains it, or both do.
 
     Args:
         env_info: sizes of the environment (linked from the data).
@@ -54,6 +73,7 @@ class MetaPPO(LightningModule):
         encoder: sizes of the memory.
         policy: configuration of actor and critic.
         ppo: PPO's settings.
+        inference: how the task is inferred, where not by the RL loss alone.
     """
 
     def __init__(
@@ -64,6 +84,7 @@ class MetaPPO(LightningModule):
         encoder: EncoderConfig = EncoderConfig(),  # noqa: B008 - frozen
         policy: PolicyConfig = PolicyConfig(),  # noqa: B008 - frozen
         ppo: PPOConfig = PPOConfig(),  # noqa: B008 - frozen
+        inference: InferenceConfig = InferenceConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         if ppo.minibatch == "env" and num_envs % ppo.num_minibatches:
@@ -76,10 +97,13 @@ class MetaPPO(LightningModule):
         self.total_frames = frames
         self.frames = 0
         self.agent = Agent(env_info, encoder, policy)
+        self.inference = TaskInference(env_info, encoder, inference, self.agent)
         self.reward_normalizer = RewardNormalizer(ppo.gamma, ppo.reward_clip)
         self.ppo_loss = PPOLoss(ppo, env_info.actions.discrete)
         self.permutations = torch.Generator().manual_seed(derive_seed(run_seed(), "minibatches"))
+        self.pretrained = not inference.pretrain_updates
         self.rollout_metrics: dict[str, float] = {}
+        self.inference_profile: dict[str, list[float]] = {}
         self._last_time = time.perf_counter()
 
     # Acting
@@ -90,23 +114,75 @@ class MetaPPO(LightningModule):
 
     # The update, in public pieces
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One fused Adam with a parameter group for the policy and one for the encoder."""
-        groups = [
-            {"params": list(self.agent.policy.parameters()), "eps": self.config.eps},
-            {"params": list(self.agent.encoder.parameters()), "eps": self.config.encoder_eps},
-        ]
-        return torch.optim.Adam(groups, lr=self.config.lr, fused=True)
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        """One fused Adam for all that the RL loss trains, and one for the encoder where it does not train that."""
+        return [torch.optim.Adam(groups, fused=True) for groups in self._parameter_groups()]
+
+    def _parameter_groups(self) -> list[list[ParameterGroup]]:
+        """The groups of each optimiser: policy; encoder and decoders, as far as they have parameters."""
+        config = self.inference.config
+        policy = {"params": list(self.agent.policy.parameters()), "lr": self.config.lr, "eps": self.config.eps}
+        # Encoders without a decoder learn at the policy's rate (spec/models.md quirk Q45).
+        own = {"lr": config.lr if config.decodes else self.config.lr, "eps": self.config.encoder_eps}
+        parts = (list(module.parameters()) for module in (self.agent.encoder, self.inference))
+        others = [{"params": parameters, **own} for parameters in parts if parameters]
+        return [[policy, *others]] if config.rl_trains_encoder else [[policy], others]
+
+    @property
+    def trajectory_settings(self) -> dict[str, Any] | None:
+        """How finished trajectories have to be kept; none where nothing is learnt from them."""
+        config = self.inference.config
+        if not config.uses_trajectories:
+            return None
+        return {
+            "capacity": config.buffer_capacity,
+            "store_probability": config.store_probability,
+            "extra": config.publish,
+        }
+
+    @property
+    def trajectories(self) -> TrajectorySource:
+        """The finished trajectories."""
+        return self.trainer.datamodule.trajectories  # type: ignore[attr-defined]
+
+    @property
+    def frozen(self) -> bool:
+        """Whether encoder and decoders wait for the end of the warm-up on the true task."""
+        waits = self.agent.policy.config.hard_reset or self.inference.config.freeze_during_warmup
+        return self.agent.warming_up and waits
+
+    @property
+    def _rl_trains_encoder(self) -> bool:
+        """Whether gradients of the RL loss reach the encoder now."""
+        return self.inference.config.rl_trains_encoder and not self.frozen
 
     def training_step(self, rollout: TensorDictBase, batch_idx: int) -> None:
-        """One PPO update on a rollout ``[B, T]``."""
+        """One PPO update on a rollout ``[B, T]``, and the updates of task inference after it."""
         start = time.perf_counter()
-        rollout, latent = self.with_advantages(rollout)
-        parts = [self.optimize(rollout, index) for index in self.minibatches(rollout)]
-        self.agent.update_statistics(rollout, latent)
         self.frames += rollout.numel() * self.trainer.world_size
+        learnt = self._learn(rollout) if self.frames >= self.inference.config.precollect_frames else self._wait(rollout)
+        self._report(learnt, rollout, start)
+
+    def _wait(self, rollout: TensorDictBase) -> list[list[Logged]]:
+        """Only statistics of rewards move, while the first trajectories are collected."""
+        self._rewards(rollout)
+        return []
+
+    def _learn(self, rollout: TensorDictBase) -> list[list[Logged]]:
+        """Pre-training of task inference, once, or an update; what each of its optimiser steps logs, by kind."""
+        config = self.inference.config
+        if not self.pretrained and len(self.trajectories):
+            self._wait(rollout)
+            self.pretrained = True
+            return [self.infer(config.pretrain_updates)]
+        rollout, latent = self.with_advantages(rollout)
+        learnt = [[self.optimize(rollout, index) for index in self.minibatches(rollout)]]
+        self.agent.update_statistics(rollout, latent)
+        if not config.rl_trains_encoder and not self.frozen:
+            learnt.append(self.infer(config.updates))
+        self.agent.finish_update()
         self._anneal()
-        self._report(parts, rollout, start)
+        return learnt
 
     @torch.no_grad()
     def with_advantages(self, rollout: TensorDictBase) -> tuple[TensorDictBase, Tensor]:
@@ -121,17 +197,23 @@ class MetaPPO(LightningModule):
         latent, next_latent = self.agent.encoder.encode(rollout)
         value, next_value = self._values(rollout, latent, next_latent)
         after = rollout[keys.NEXT]
-        reward = after[keys.REWARD]
-        if self.config.normalize_rewards:
-            reward = self.reward_normalizer(reward, after[keys.DONE])
         advantage, target = generalized_advantages(
-            reward, value, next_value, after[keys.DONE], after[keys.TERMINATED], self.config.gamma,
+            self._rewards(rollout), value, next_value, after[keys.DONE], after[keys.TERMINATED], self.config.gamma,
             self.config.gae_lambda,
         )  # fmt: skip
         rollout = rollout.copy()
         rollout[keys.STATE_VALUE], rollout[keys.VALUE_TARGET] = value, target
         rollout[keys.ADVANTAGE] = normalize_advantages(advantage)
+        if not self._rl_trains_encoder:
+            rollout[keys.LATENT] = latent  # it stays what it is through all epochs
         return rollout.select(*LEARNER_KEYS, strict=False), latent
+
+    def _rewards(self, rollout: TensorDictBase) -> Tensor:
+        """The rewards ``[B, T, 1]`` that the policy learns from; moves their statistics."""
+        after = rollout[keys.NEXT]
+        if not self.config.normalize_rewards:
+            return after[keys.REWARD]
+        return self.reward_normalizer(after[keys.REWARD], after[keys.DONE])
 
     def _values(self, rollout: TensorDictBase, latent: Tensor, next_latent: Tensor) -> tuple[Tensor, Tensor]:
         """Values of each step's state and of the state after each step, both ``[B, T, 1]``."""
@@ -142,7 +224,10 @@ class MetaPPO(LightningModule):
         own = after[keys.DONE][..., 0].clone()
         own[:, -1] = True
         row, step = (own & ~after[keys.TERMINATED][..., 0]).nonzero(as_tuple=True)
-        next_value[row, step] = self.agent.values(after[row, step], next_latent[row, step])
+        # The value after a step is that of the policy that acted in it: with its noise, and shown the task if it was.
+        drawn = rollout.select(keys.LATENT_NOISE, keys.TASK_SHOWN, strict=False)
+        states = after.copy().update(drawn)[row, step]
+        next_value[row, step] = self.agent.values(states, next_latent[row, step])
         return value, next_value
 
     def minibatches(self, rollout: TensorDictBase) -> Iterator[Tensor]:
@@ -155,24 +240,42 @@ class MetaPPO(LightningModule):
         """The loss of one minibatch and what is logged of it."""
         if self.config.minibatch == "env":
             rollout = rollout[index]
-            latent = self.agent.encoder.encode(rollout)[0].flatten(0, 1)
+            latent = self._latent(rollout).flatten(0, 1)
             batch = rollout.flatten()
         else:
-            latent = self.agent.encoder.encode(rollout)[0].flatten(0, 1)[index]
+            latent = self._latent(rollout).flatten(0, 1)[index]
             batch = rollout.flatten()[index]
         parameters, value = self.agent.evaluate(batch, latent)
         flat = batch.select(
             keys.ACTION, keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE
         ).update({**parameters, keys.NEW_VALUE: value})
         total, parts = self.ppo_loss.total(flat)
-        return total, self._diagnostics(flat, total, parts)
+        logged = self._diagnostics(flat, parts)
+        if self._rl_trains_encoder:
+            inferred, more = self._inference_loss(batch, latent)
+            total, logged = total + inferred, {**logged, **more}
+        return total, {"loss/total": total.detach().float().squeeze(), **logged}
 
-    def _diagnostics(self, batch: TensorDictBase, total: Tensor, parts: TensorDictBase) -> dict[str, Tensor]:
+    def _latent(self, rollout: TensorDictBase) -> Tensor:
+        """Latents at decision time ``[B, T, 2L]``, encoded anew where the encoder changes between minibatches."""
+        return self.agent.encoder.encode(rollout)[0] if self._rl_trains_encoder else rollout[keys.LATENT]
+
+    def _inference_loss(self, batch: TensorDictBase, latent: Tensor) -> tuple[Tensor, Logged]:
+        """What task inference adds to the loss of a minibatch, and what is logged of it."""
+        config, total, logged = self.inference.config, latent.new_zeros(()), {}
+        if config.uses_trajectories and len(self.trajectories):
+            terms = self.inference.trajectory_loss(self.agent, self.trajectories.sample(config.batch_trajectories))
+            total, logged = total + config.coeff * terms.total, self.inference.metrics(terms)
+        if config.compares_task:
+            loss = self.inference.embedding_loss(self.agent, batch, latent)
+            total, logged = total + config.task_coeff * loss, {**logged, "inference/task": loss.detach()}
+        return total, logged
+
+    def _diagnostics(self, batch: TensorDictBase, parts: TensorDictBase) -> Logged:
         """What is logged of one minibatch, without gradient."""
         log_prob = self.ppo_loss.log_prob(batch)
         kl, change = ratio_diagnostics(log_prob, batch[keys.ACTION_LOG_PROB])
         named = {
-            "loss/total": total,
             "loss/objective": parts["loss_objective"],
             "loss/critic": parts["loss_critic"],
             "loss/entropy": parts["loss_entropy"],
@@ -184,39 +287,63 @@ class MetaPPO(LightningModule):
         }
         return {name: value.detach().float().squeeze() for name, value in named.items()}
 
-    def optimize(self, rollout: TensorDictBase, index: Tensor) -> dict[str, Tensor]:
+    def optimize(self, rollout: TensorDictBase, index: Tensor) -> Logged:
         """One optimiser step on one minibatch; policy and encoder gradients are clipped separately."""
-        optimizer = self._optimizer
         total, logged = self.loss(rollout, index)
-        optimizer.zero_grad()
+        self._backward(total)
+        trained = {"policy": self.agent.policy, **({"encoder": self.agent.encoder} if self._rl_trains_encoder else {})}
+        for name, module in trained.items():
+            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.max_grad_norm)
+            logged[f"grad_norm/{name}"] = norm.to(total.device)  # on the host if nothing has a gradient
+        self._optimizers[0].step()
+        return logged
+
+    def infer(self, updates: int) -> list[Logged]:
+        """Updates of encoder and decoders on whole trajectories, as soon as there are any (section 7.4)."""
+        if not len(self.trajectories):
+            return []
+        number = self.inference.config.batch_trajectories
+        return [self.infer_from(self.trajectories.sample(number)) for _ in range(updates)]
+
+    def infer_from(self, trajectories: TensorDictBase) -> Logged:
+        """One optimiser step of encoder and decoders on trajectories ``[n]``; gradients are not clipped."""
+        config = self.inference.config
+        terms = self.inference.trajectory_loss(self.agent, trajectories)
+        self._backward(terms.total)
+        policy, encoder = self._optimizers
+        gradients = [parameter.grad for parameter in self.agent.encoder.parameters() if parameter.grad is not None]
+        logged = {**self.inference.metrics(terms), "grad_norm/encoder": torch.nn.utils.get_total_norm(gradients)}
+        encoder.step()
+        # Of all targets that learn, the published code lets only generated networks learn here (quirk Q22).
+        if config.task == "base_network" and not config.task_stop_gradient:
+            policy.step()
+        return logged
+
+    def _backward(self, total: Tensor) -> None:
+        """Gradients of a loss, and of nothing else."""
+        for optimizer in self._optimizers:
+            optimizer.zero_grad()
         # Autocast is for forward passes: what left it (memory, heads, losses) would get its gradients in bf16.
         with torch.autocast(total.device.type, enabled=False):
             self.manual_backward(total)
-        for name, module in (("policy", self.agent.policy), ("encoder", self.agent.encoder)):
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.max_grad_norm)
-            logged[f"grad_norm/{name}"] = norm.to(total.device)  # on the host if nothing has a gradient
-        optimizer.step()
-        return logged
 
     @property
-    def _optimizer(self) -> LightningOptimizer:
-        """The single optimiser, through Lightning, which counts its steps."""
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, LightningOptimizer)
-        return optimizer
+    def _optimizers(self) -> list[LightningOptimizer]:
+        """The optimisers, through Lightning, which counts their steps."""
+        optimizers = self.optimizers()
+        return optimizers if isinstance(optimizers, list) else [optimizers]
 
     def on_train_start(self) -> None:
-        """Puts the configured rates over those that came with the optimiser's state of a resumed checkpoint."""
-        # Not strict: a subclass may optimise the policy alone.
-        for group, eps in zip(self._optimizer.param_groups, (self.config.eps, self.config.encoder_eps), strict=False):
-            group["eps"] = eps
+        """Puts the configured rates over those that came with the optimisers' state of a resumed checkpoint."""
         self._anneal()
 
     def _anneal(self) -> None:
-        """Sets the learning rate by frames, after each update."""
+        """Sets the learning rates by frames, after each update; task inference of its own keeps its rate."""
         left = max(0.0, 1 - self.frames / self.total_frames) if self.config.lr_schedule == "linear" else 1.0
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.lr * left
+        for number, (optimizer, groups) in enumerate(zip(self._optimizers, self._parameter_groups(), strict=True)):
+            # Not strict: a subclass may optimise the policy alone.
+            for group, configured in zip(optimizer.param_groups, groups, strict=False):
+                group["lr"], group["eps"] = configured["lr"] * (1.0 if number else left), configured["eps"]
 
     # Validation and test: the adaptation curve on fresh tasks
 
@@ -229,6 +356,9 @@ class MetaPPO(LightningModule):
         self._log_adaptation("test", batch)
 
     def _log_adaptation(self, stage: str, batch: TensorDictBase) -> None:
+        trajectories = batch.pop(keys.TRAJECTORIES, None)
+        if trajectories is not None:
+            self.inference_profile = self.inference.profile(self.agent, trajectories)
         gathered = {name: torch.cat(gather_over_ranks(value.cpu())) for name, value in batch.items()}
         metrics = adaptation_metrics(gathered["returns"], gathered.get("success"))
         named = {f"{stage}/{name}": value for name, value in metrics.items()}
@@ -242,22 +372,24 @@ class MetaPPO(LightningModule):
         for logger in self.loggers:
             logger.log_metrics(metrics, step=self.frames)
 
-    def _report(self, parts: list[dict[str, Tensor]], rollout: TensorDictBase, start: float) -> None:
-        """Averages what the minibatches logged, in one transfer from the device, and checks that it is finite."""
-        names = list(parts[0])
-        table = torch.stack([torch.stack([part[name] for name in names]) for part in parts])
-        norms = torch.stack(torch._foreach_norm(list(self.agent.parameters())))
-        values = torch.cat([table.mean(0), table[0], norms]).tolist()
-        means = dict(zip(names, values, strict=False))
+    def _report(self, learnt: list[list[Logged]], rollout: TensorDictBase, start: float) -> None:
+        """Averages what the optimiser steps logged, in one transfer from the device, and checks that it is finite."""
+        steps = [parts for parts in learnt if parts]
+        names = [name for parts in steps for name in parts[0]]
+        tables = [torch.stack([torch.stack(list(part.values())) for part in parts]) for parts in steps]
+        norms = torch.stack(torch._foreach_norm([parameter for _, parameter in self._named_parameters()]))
+        means, firsts = [table.mean(0) for table in tables], [table[0] for table in tables]
+        values = torch.cat([*means, *firsts, norms]).tolist()
+        mean = dict(zip(names, values, strict=False))
         first = dict(zip(names, values[len(names) :], strict=False))
-        self._check_finite(means, values[2 * len(names) :])
+        self._check_finite(mean, values[2 * len(names) :])
         now = time.perf_counter()
         seconds, self._last_time = now - self._last_time, now
+        compared = {f"ppo/first_{name}": f"ppo/{name}" for name in ("kl", "max_log_prob_change")}
         self.rollout_metrics = {
-            **means,
-            "ppo/first_kl": first["ppo/kl"],
-            "ppo/first_max_log_prob_change": first["ppo/max_log_prob_change"],
-            "learning_rate": self._optimizer.param_groups[0]["lr"],
+            **mean,
+            **{ours: first[name] for ours, name in compared.items() if name in first},
+            "learning_rate": self._optimizers[0].param_groups[0]["lr"],
             "reward_std": self.reward_normalizer.var.sqrt().item(),
             **self.trainer.datamodule.rollout_metrics,  # type: ignore[attr-defined]
             "time/update": now - start,
@@ -265,10 +397,14 @@ class MetaPPO(LightningModule):
         }
         self.log_metrics(self.rollout_metrics)
 
+    def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """All that is trained."""
+        return [*self.agent.named_parameters(), *self.inference.named_parameters("inference")]
+
     def _check_finite(self, metrics: dict[str, float], norms: list[float]) -> None:
         """Ends the run as diverged, naming the first loss, gradient norm or parameter that is not finite."""
-        losses = [item for item in metrics.items() if item[0].startswith(("loss/", "grad_norm/"))]
-        named = [*losses, *zip((name for name, _ in self.agent.named_parameters()), norms, strict=True)]
+        losses = [item for item in metrics.items() if item[0].startswith(("loss/", "grad_norm/", "inference/"))]
+        named = [*losses, *zip((name for name, _ in self._named_parameters()), norms, strict=True)]
         for name, value in named:
             if not abs(value) < float("inf"):
                 raise DivergedError(f"{name} is {value} at frame {self.frames}")
@@ -280,6 +416,8 @@ class MetaPPO(LightningModule):
         checkpoint["learner"] = {
             "frames": self.frames,
             "permutations": self.permutations.get_state(),
+            "inference": self.inference.generator.get_state(),
+            "pretrained": self.pretrained,
             "discounted_return": gather_over_ranks(_to_cpu(self.reward_normalizer.discounted_return)),
         }
 
@@ -288,6 +426,8 @@ class MetaPPO(LightningModule):
         state = checkpoint["learner"]
         self.frames = state["frames"]
         self.permutations.set_state(state["permutations"])
+        self.inference.generator.set_state(state["inference"])
+        self.pretrained = state["pretrained"]
         returns = state["discounted_return"]
         # Other ranks than those that saved start with new tasks, whose returns are 0.
         same = len(returns) == self.trainer.world_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -111,8 +112,18 @@ class Network(nn.Module):
             parts = list(zip(layer.generates, layer.materialise(condition.embedding), strict=True))
             if isinstance(layer, FilmLinear) and not head:
                 parts.reverse()  # the published order, see `Policy.generated_parameters`
-            found.update({f"{'head' if head else index}/{kind}": value for kind, value in parts})
+            for kind, value in parts:
+                found[f"{'head' if head else index}/{kind}"] = condition.bias(value) if kind == "bias" else value
         return found
+
+    def heads(self) -> Iterator[nn.Parameter]:
+        """The parameters of the hypernetwork's heads."""
+        for layer in self.layers:
+            if isinstance(layer, GeneratedLinear):
+                yield from layer.parameters()
+            elif isinstance(layer, FilmLinear):
+                yield from layer.scale_head.parameters()
+                yield from layer.bias_head.parameters()
 
 
 class ConditionNetwork(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from hyperrl.modules.embedding import InputEmbedding
 from hyperrl.modules.hypernet import Condition, Input
 from hyperrl.modules.initializers import GAINS, LayerInit
 from hyperrl.modules.networks import ConditionNetwork, LayerFactory, Network
-from hyperrl.modules.policy_config import SOURCES, PolicyConfig
+from hyperrl.modules.policy_config import SOURCES, PolicyConfig, shown
 
 __all__ = ["Policy", "PolicyConfig"]
 
@@ -27,7 +26,7 @@ class Policy(nn.Module):
 
     Inputs are state, latent, belief and task, as far as the configuration uses them, embedded and concatenated in this
     order. What generates layers (``hypernet_input``) is left out of the concatenation; a task id that selects layers
-    (``per_task``) as well.
+    (``per_task``) as well, and a task that stands in for something else (``task_replaces``).
 
     Args:
         obs_dim: width of observations.
@@ -64,6 +63,7 @@ class Policy(nn.Module):
         init = LayerInit(config.initializer, GAINS[config.activation], actions.discrete, config.adjust_init_gain)
         self.hypernet = self._hypernet(init)
         condition_dim = self.hypernet.output_dim if self.hypernet is not None else 0
+        self._check_replacement(condition_dim)
         factory = LayerFactory(config, init, condition_dim, self._networks)
         input_dim = sum(getattr(self, name).output_dim for name in config.layer_inputs)
         self.actor = Network(input_dim, actions.num_actions or actions.dim, "actor_head", factory)
@@ -74,7 +74,8 @@ class Policy(nn.Module):
         """Normalisation and embedding of an input, where it is one; with per-task layers states have one per task."""
         config = self.config
         generates = config.generates and name == config.hypernet_input
-        if name not in config.layer_inputs and not generates:
+        replaces = config.task_replaces == "latent" and name == "task"
+        if name not in config.layer_inputs and not generates and not replaces:
             return None
         width, normalize = getattr(config, f"{name}_embedding_dim"), getattr(config, f"normalize_{name}")
         return InputEmbedding(dim, width, normalize, config.activation, self._networks if name == "state" else 0)
@@ -85,6 +86,23 @@ class Policy(nn.Module):
             return None
         own = replace(init, initializer=config.hypernet_hidden_initializer or config.initializer)
         return ConditionNetwork(getattr(self, config.hypernet_input).output_dim, config, own)
+
+    def _check_replacement(self, condition_dim: int) -> None:
+        """Refuses a task that is not as wide as what it stands in for."""
+        config = self.config
+        widths = {name: getattr(self, name).output_dim for name in ("latent", "task") if getattr(self, name)}
+        if config.task_replaces == "latent" and widths["latent"] != widths["task"]:
+            latent, task = (
+                f"model.policy.{name}_embedding_dim is {shown(getattr(config, f'{name}_embedding_dim'))} ({width} wide)"
+                for name, width in widths.items()
+            )
+            raise ConfigError(f"{latent} and {task}; expected equal widths with task_replaces: latent")
+        if config.task_replaces == "condition" and condition_dim != self.num_tasks:
+            key = "hypernet_layers" if config.hypernet_layers else "latent_embedding_dim"
+            raise ConfigError(
+                f"model.policy.task_replaces is condition and model.policy.{key} is {shown(getattr(config, key))}, "
+                f"which gives the hypernetwork's heads {condition_dim} numbers; expected {self.num_tasks}, one per task"
+            )
 
     def _prepare_continuous_actions(self) -> None:
         """Deviations, and bounds of the means; nothing for discrete actions."""
@@ -112,6 +130,7 @@ class Policy(nn.Module):
         latent: Tensor | None = None,
         belief: Tensor | None = None,
         task: Tensor | None = None,
+        task_shown: Tensor | None = None,
     ) -> Input:
         """Normalises and embeds what actor and critic see.
 
@@ -120,6 +139,7 @@ class Policy(nn.Module):
             latent: ``[N, latent_dim]``.
             belief: ``[N, belief_dim]``.
             task: description ``[N, task_dim]``, or id ``[N]`` or ``[N, 1]`` if ``config.uses_task_id``.
+            task_shown: where the task stands in for what ``config.task_replaces`` names, ``[N]``; none for nowhere.
 
         Returns:
             The input for :meth:`distribution`, :meth:`value` and :meth:`materialise`.
@@ -127,24 +147,44 @@ class Policy(nn.Module):
         Raises:
             ValueError: if an input that the policy uses is missing.
         """
-        ids = _present("task", task).flatten().long() if self._networks else None
+        ids = self._prepared("task", task).flatten().long() if self._networks else None
+        given = dict(zip(SOURCES, (observation, latent, belief, task), strict=True))
         parts = {
-            name: embedding(x, ids if name == "state" else None)
-            for name, embedding, x in self._used(observation, latent, belief, task)
+            name: self._embed(name, x, ids if name == "state" else None)
+            for name, x in given.items()
+            if getattr(self, name) is not None and getattr(self.config, f"use_{name}")
         }
+        replaces = self.config.task_replaces
+        if replaces == "latent" and task_shown is not None:
+            parts["latent"] = _replaced(parts["latent"], self._embed("task", task), task_shown)
         condition = self.hypernet(parts.pop(self.config.hypernet_input)) if self.hypernet is not None else None
+        if replaces == "condition" and task_shown is not None and condition is not None:
+            one_hot = self._one_hot(self._prepared("task", task))
+            unbiased = task_shown.unsqueeze(-1) if self.config.one_hot_without_bias else None
+            condition = Condition(_replaced(condition.embedding, one_hot, task_shown), condition.head_bias, unbiased)
         return Input(torch.cat([*parts.values()], -1) if len(parts) > 1 else next(iter(parts.values())), condition, ids)
 
-    def _used(self, *given: Tensor | None) -> Iterator[tuple[str, InputEmbedding, Tensor]]:
-        """Name, embedding and value of the inputs in use, out of all in the order of ``SOURCES``."""
-        for name, x in zip(SOURCES, given, strict=True):
-            embedding = getattr(self, name)
-            if embedding is None:
-                continue
-            x = _present(name, x)
-            if name == "task" and self.config.task_as_one_hot:
-                x = functional.one_hot(x.flatten().long(), self.num_tasks).float()
-            yield name, embedding, x
+    def embed_latent(self, latent: Tensor) -> Tensor:
+        """The embedding ``[N, W]`` of ``latent [N, latent_dim]``: normalised, then the affine layer and activation."""
+        return self._embed("latent", latent)
+
+    def embed_task(self, task: Tensor) -> Tensor:
+        """The embedding ``[N, W]`` of ``task``, which is given as in :meth:`inputs`."""
+        return self._embed("task", task)
+
+    def _embed(self, name: str, x: Tensor | None, ids: Tensor | None = None) -> Tensor:
+        """The embedding of an input."""
+        return getattr(self, name)(self._prepared(name, x), ids)
+
+    def _prepared(self, name: str, x: Tensor | None) -> Tensor:
+        """An input as its normalisation takes it."""
+        if x is None:
+            raise ValueError(f"the policy uses `{name}`, but its inputs hold none")
+        return self._one_hot(x) if name == "task" and self.config.task_as_one_hot else x
+
+    def _one_hot(self, task: Tensor) -> Tensor:
+        """The ids ``[...]`` of tasks as ``[N, num_tasks]``."""
+        return functional.one_hot(task.flatten().long(), self.num_tasks).float()
 
     def distribution(self, inputs: Input) -> dict[str, Tensor]:
         """Parameters of the action distribution: ``logits [N, n]``, or ``loc`` and ``scale [N, A]``."""
@@ -177,6 +217,28 @@ class Policy(nn.Module):
         """
         return torch.cat([value.flatten(1) for value in self._materialise(condition).values()], 1)
 
+    def generated_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """How far apart two embeddings are as the layers that they generate.
+
+        What is generated is affine in the condition, so that a distance is a quadratic form of as many dimensions as
+        the condition has. No generated parameters are built per sample.
+
+        Args:
+            a: embeddings ``[N, W]``, see :meth:`embed_latent` and :meth:`embed_task`.
+            b: others ``[N, W]``.
+
+        Returns:
+            The mean of the squared differences of all generated parameters ``[N]``, in fp32.
+        """
+        assert self.hypernet is not None
+        with torch.autocast(a.device.type, enabled=False):
+            first, second = (self.hypernet(x.float()).embedding for x in (a, b))
+            unit = torch.eye(first.shape[1], device=a.device)
+            origin = self.generated_parameters(Condition(torch.zeros_like(unit[:1]), self.config.hypernet_head_bias))
+            slopes = self.generated_parameters(Condition(unit, self.config.hypernet_head_bias)) - origin
+            difference = first - second
+            return ((difference @ (slopes @ slopes.T)) * difference).sum(1) / slopes.shape[1]
+
     def _materialise(self, condition: Condition) -> dict[str, Tensor]:
         networks = {"critic": self.critic, "actor": self.actor}
         return {
@@ -193,22 +255,43 @@ class Policy(nn.Module):
         task: Tensor | None = None,
     ) -> None:
         """Moves the running statistics of the inputs by one rollout; shapes as in :meth:`inputs`, ``[..., width]``."""
-        for _, embedding, x in self._used(observation, latent, belief, task):
-            embedding.update(x)
+        for name, x in zip(SOURCES, (observation, latent, belief, task), strict=True):
+            embedding = getattr(self, name)
+            if embedding is not None:
+                embedding.update(self._prepared(name, x))
+
+    @torch.no_grad()
+    def start_anew(self, fresh: Policy) -> None:
+        """Takes over the parameters of another policy, except for what the task has taught (spec/training.md 6.3).
+
+        Those of the task's embedding stay with ``task_replaces: latent``, the hypernetwork's heads with ``condition``;
+        and so do running statistics.
+        """
+        kept = set(self.task.parameters()) if self.task is not None else {*self.critic.heads(), *self.actor.heads()}
+        for name, parameter in self.named_parameters():
+            if parameter not in kept:
+                parameter.copy_(fresh.get_parameter(name))
 
 
 def _check_dims(config: PolicyConfig, dims: dict[str, int]) -> None:
     """Refuses inputs that the environment or the memory do not provide."""
     for name, dim in dims.items():
-        if getattr(config, f"use_{name}") and dim < 1:
+        key, value, expected = f"use_{name}", shown(getattr(config, f"use_{name}")), "false"
+        if name == "task" and config.task_replaces != "none":
+            key, value, expected = "task_replaces", config.task_replaces, "none"
+        if dim < 1 and value != expected:
             what = "ids of tasks" if name == "task" and config.uses_task_id else name
             raise ConfigError(
-                f"model.policy.use_{name} is true; expected false, as there is no {what} (of width {dim})"
+                f"model.policy.{key} is {value}; expected {expected}, as there is no {what} (of width {dim})"
             )
 
 
-def _present(name: str, x: Tensor | None) -> Tensor:
-    """An input that the policy needs."""
-    if x is None:
-        raise ValueError(f"the policy uses `{name}`, but its inputs hold none")
-    return x
+def _replaced(x: Tensor, other: Tensor, where: Tensor) -> Tensor:
+    """``x [N, K]`` with ``other [N, K]`` in its place in the rows ``where [N]``.
+
+    What no row is taken from gets no gradient, not one of zeros: Adam would go on moving its parameters.
+    """
+    number = int(where.sum())
+    if number in (0, len(where)):
+        return other.to(x.dtype) if number else x
+    return torch.where(where.unsqueeze(-1), other.to(x.dtype), x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -50,6 +51,14 @@ class PolicyConfig:
         init_std: initial standard deviation of continuous actions.
         bound_actions: whether the mean of continuous actions is squashed into their range: by tanh where that is
             [-1, 1] in all dimensions, else by a scaled sigmoid. Actions themselves are neither squashed nor clipped.
+        task_replaces: what the task stands in for while the policy is trained on it: the embedded latent, by an
+            embedding of equal width (latent); the vector that feeds the hypernetwork's heads, by the one-hot id of the
+            task (condition); or nothing (none).
+        task_warmup: PPO updates during which the task always stands in.
+        task_chance: probability, for each environment and step, with which it does afterwards.
+        hard_reset: whether the policy starts anew after the warm-up, but for what the task has taught: its embedding
+            (latent), or the hypernetwork's heads (condition).
+        one_hot_without_bias: whether generated biases are zero where the one-hot id stands in.
     """
 
     use_state: bool = True
@@ -79,9 +88,15 @@ class PolicyConfig:
     adjust_init_gain: bool = False
     init_std: float = 1.0
     bound_actions: bool = False
+    task_replaces: Literal["none", "latent", "condition"] = "none"
+    task_warmup: int = 0
+    task_chance: float = 0.0
+    hard_reset: bool = False
+    one_hot_without_bias: bool = False
 
     def __post_init__(self) -> None:
         _check_values(self)
+        _check_replacement(self)
         _check_inputs(self)
         if self.generates:
             _check_hypernet(self)
@@ -94,9 +109,15 @@ class PolicyConfig:
         return self.conditioning in ("hypernetwork", "film")
 
     @property
+    def given_task(self) -> bool:
+        """Whether the policy is given the task, as an input or now and then in the place of something else."""
+        return self.use_task or self.task_replaces != "none"
+
+    @property
     def uses_task_id(self) -> bool:
         """Whether the policy is given the task's id instead of its description."""
-        return self.use_task and (self.task_as_one_hot or self.conditioning == "per_task")
+        by_id = self.task_as_one_hot or self.conditioning == "per_task" or self.task_replaces == "condition"
+        return self.given_task and by_id
 
     @property
     def layer_inputs(self) -> list[str]:
@@ -108,7 +129,7 @@ class PolicyConfig:
     def publish(self) -> tuple[str, ...]:
         """What the environment has to publish besides the observation, as TensorDict keys."""
         belief = (keys.BELIEF,) if self.use_belief else ()
-        task = (keys.TASK_ID if self.uses_task_id else keys.TASK,) if self.use_task else ()
+        task = (keys.TASK_ID if self.uses_task_id else keys.TASK,) if self.given_task else ()
         return belief + task
 
 
@@ -126,11 +147,43 @@ def _check_values(config: PolicyConfig) -> None:
     for name, number in (("init_std", config.init_std), ("hypernet_softmax_temperature", temperature)):
         if number is not None and not 0 < number < float("inf"):
             raise ConfigError(f"model.policy.{name} is {number}; expected a positive number")
+    if config.task_warmup < 0:
+        raise ConfigError(f"model.policy.task_warmup is {config.task_warmup}; expected 0 or more")
+    if not 0 <= config.task_chance <= 1:
+        raise ConfigError(f"model.policy.task_chance is {config.task_chance}; expected a number from 0 to 1")
+
+
+def _check_replacement(config: PolicyConfig) -> None:
+    """Refuses settings that do not go with the task in the place of something else, or have no effect without."""
+    for clashes, key, other, expected in _replacement_clashes(config):
+        if clashes:
+            raise _clash(config, key, other, expected)
+
+
+def _replacement_clashes(config: PolicyConfig) -> Iterator[tuple[bool, str, str, str]]:
+    """Whether two settings exclude each other, their names, and what is expected."""
+    replaces, on = config.task_replaces, config.task_replaces != "none"
+    condition = replaces == "condition"
+    for name in ("task_warmup", "task_chance"):
+        yield bool(getattr(config, name)) and not on, name, "task_replaces", "task_replaces: latent or condition"
+    yield (config.hard_reset and not config.task_warmup, "hard_reset", "task_warmup",
+           "task_warmup of at least 1, as the reset comes after it")  # fmt: skip
+    without = "one_hot_without_bias"
+    yield config.one_hot_without_bias and not condition, without, "task_replaces", "task_replaces: condition"
+    yield on and config.use_task, "task_replaces", "use_task", "use_task: false, as the task is no input of its own"
+    yield on and not config.use_latent, "task_replaces", "use_latent", "use_latent: true, which the task stands in for"
+    yield (on and config.conditioning == "per_task", "task_replaces", "conditioning",
+           "another conditioning, as the task selects the layers here")  # fmt: skip
+    yield on and config.hypernet_input == "task", "task_replaces", "hypernet_input", "hypernet_input: latent"
+    yield replaces == "latent" and config.use_belief, "task_replaces", "use_belief", "use_belief: false"
+    yield condition and not config.generates, "task_replaces", "conditioning", "conditioning: hypernetwork or film"
+    yield (condition and config.task_as_one_hot, "task_replaces", "task_as_one_hot",
+           "task_as_one_hot: false, as it is one-hot anyway")  # fmt: skip
 
 
 def _check_inputs(config: PolicyConfig) -> None:
     """Refuses inputs that the rest cannot work with."""
-    if config.task_as_one_hot and not config.use_task:
+    if config.task_as_one_hot and not config.given_task:
         raise _clash(config, "task_as_one_hot", "use_task", "use_task: true")
     if config.conditioning == "per_task":
         if not config.use_task:
@@ -193,10 +246,10 @@ def _check_no_hypernet(config: PolicyConfig) -> None:
 
 def _clash(config: PolicyConfig, key: str, other: str, expected: str) -> ConfigError:
     """Two settings that exclude each other."""
-    first, second = (f"model.policy.{name} is {_shown(getattr(config, name))}" for name in (key, other))
+    first, second = (f"model.policy.{name} is {shown(getattr(config, name))}" for name in (key, other))
     return ConfigError(f"{first} and {second}; expected {expected}")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as YAML shows it."""
     return value if isinstance(value, str) else json.dumps(value)

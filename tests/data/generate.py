@@ -155,7 +155,7 @@ def ppo_update() -> Vectors:
     found = {
         **learner.found,
         "parameters": nn.utils.parameters_to_vector(learner.agent.parameters()),
-        "statistics": torch.cat([buffer.double().flatten() for buffer in learner.agent.buffers()]),
+        "statistics": torch.cat([buffer.double().flatten() for buffer in learner.agent.policy.buffers()]),
         "reward_statistics": torch.stack(list(learner.reward_normalizer.buffers())),
     }
     return {name: value.detach().numpy() for name, value in found.items()}

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hyperrl.env_info import ActionSpace
 from hyperrl.modules.distributions import UncheckedCategorical, action_distribution
-from hyperrl.modules.hypernet import Input
+from hyperrl.modules.hypernet import Condition, Input
 from hyperrl.modules.initializers import HypernetInit
 from hyperrl.modules.policy import Policy, PolicyConfig
 from hyperrl.modules.policy_config import SOURCES
@@ -46,13 +46,15 @@ def policy_config(args: Mapping[str, Any], scheme: HypernetInit = "none") -> Pol
         scheme: initialisation of the hypernetwork; any does where parameters are loaded.
     """
     initializer = args.get("policy_initialisation", "normc")
-    multinet = args.get("multinet", False)
+    multinet, replacement = args.get("multinet", False), _replacement(args)
+    replaces = bool(replacement)
     return PolicyConfig(
         use_state=args["pass_state_to_policy"],
         use_latent=args.get("pass_latent_to_policy", True),
         use_belief=args.get("pass_belief_to_policy", False),
-        use_task=args.get("pass_task_to_policy", False),
-        task_as_one_hot=args.get("pass_task_as_onehot_id", False) and not multinet,
+        # The reference counts a task that only stands in for something as passed, and as passed one-hot.
+        use_task=args.get("pass_task_to_policy", False) and not replaces,
+        task_as_one_hot=args.get("pass_task_as_onehot_id", False) and not multinet and not replaces,
         state_embedding_dim=args["policy_state_embedding_dim"],
         latent_embedding_dim=args["policy_latent_embedding_dim"],
         belief_embedding_dim=args.get("policy_belief_embedding_dim"),
@@ -68,7 +70,22 @@ def policy_config(args: Mapping[str, Any], scheme: HypernetInit = "none") -> Pol
         init_std=args["policy_init_std"],
         bound_actions=args["norm_actions_of_policy"],
         **_conditioning(args, multinet, scheme),
+        **replacement,
     )
+
+
+def _replacement(args: Mapping[str, Any]) -> dict[str, Any]:
+    """What the task stands in for, and when; the reference has two families of arguments for it."""
+    if args.get("task_chance") is not None:
+        warmup = args["task_num_warmup"] or 0
+        reset = bool(args.get("ti_coeff") and args.get("ti_hard_reset"))
+        settings = {"task_replaces": "latent", "task_warmup": warmup, "task_chance": args["task_chance"]}
+        return settings | {"hard_reset": reset}
+    if args.get("hyper_onehot_chance") is not None:
+        warmup, without_bias = args["hyper_onehot_num_warmup"] or 0, args["hyper_onehot_no_bias"]
+        settings = {"task_replaces": "condition", "task_warmup": warmup, "task_chance": args["hyper_onehot_chance"]}
+        return settings | {"one_hot_without_bias": without_bias}
+    return {}
 
 
 def _conditioning(args: Mapping[str, Any], multinet: bool, scheme: HypernetInit) -> dict[str, Any]:
@@ -101,7 +118,6 @@ def action_space(meta: Mapping[str, Any], dim: int, num_actions: int) -> ActionS
 def make_policy(golden: Golden, scheme: HypernetInit = "none") -> Policy:
     """An untrained policy of the recorded sizes."""
     args, dims = golden.args, golden.meta["dims"]
-    assert not golden.meta.get("forward_flags")
     return Policy(
         args["state_dim"],
         2 * args["latent_dim"],
@@ -121,6 +137,14 @@ def film_actor_bias(golden: Golden) -> list[str]:
     return [f"dist.{'linear' if golden.meta['action_space'] == 'discrete' else 'fc_mean'}.bias"]
 
 
+def task_is_shown(golden: Golden, config: PolicyConfig) -> bool:
+    """Whether the task stands in for something in all samples: by force, or at the first update."""
+    flags = golden.meta["forward_flags"]
+    if flags:
+        return flags.get("force_task_input", False)
+    return golden.meta["training"] and (config.task_warmup > 0 or config.task_chance == 1)
+
+
 def run_policy(golden: Golden) -> None:
     """Value, distribution, log-probability, entropy, encoded inputs, generated parameters, gradients."""
     policy = make_policy(golden)
@@ -134,11 +158,13 @@ def run_policy(golden: Golden) -> None:
     if policy.config.uses_task_id:
         sources["task"] = given["task"][:, 0].detach().long()
 
-    inputs = policy.inputs(*(sources.get(name, torch.zeros(0)) for name in SOURCES))
+    number = len(golden.arrays["in/action"])
+    shown = torch.full([number], task_is_shown(golden, policy.config))
+    inputs = policy.inputs(*(sources.get(name, torch.zeros(0)) for name in SOURCES), task_shown=shown)
     parameters, value = policy.distribution(inputs), policy.value(inputs)
     functional = _check_policy_outputs(golden, policy, parameters, value)
     _check_embeddings(golden, policy, sources, inputs)
-    for name, ours in policy.materialise(inputs).items():
+    for name, ours in _recorded(policy, inputs).items():
         golden.check(f"base/{name}", ours.flatten(1))
     if golden.under("grad/"):
         functional.backward()
@@ -148,15 +174,35 @@ def run_policy(golden: Golden) -> None:
     golden.check_all_read({f"param/{name}": "vanishes at the reference's first forward pass" for name in dropped})
 
 
+def _recorded(policy: Policy, inputs: Input) -> dict[str, Tensor]:
+    """What is generated, as the reference shows it: biases that are set to zero are still shown in the heads."""
+    weights, condition = policy.materialise(inputs), inputs.condition
+    if condition is None or condition.unbiased is None:
+        return weights
+    shown = policy.materialise(Input(inputs.x, Condition(condition.embedding, condition.head_bias)))
+    assert condition.unbiased.all()
+    assert not any(value.any() for name, value in weights.items() if name.endswith("/bias"))
+    return weights | {name: shown[name] for name in ("critic/head/bias", "actor/head/bias")}
+
+
 def _check_embeddings(golden: Golden, policy: Policy, sources: Mapping[str, Tensor], inputs: Input) -> None:
-    """Compares the inputs as they are after normalisation and embedding; what selects layers is not embedded."""
+    """Compares the inputs as they are after normalisation and embedding; what selects layers is not embedded.
+
+    And what the task would generate, in whose place the latent may be.
+    """
+    one_hot = torch.eye(policy.num_tasks)[sources["task"]] if policy.config.task_replaces == "condition" else None
     for name in golden.under("out/encoded_"):
-        embedding = getattr(policy, name)
+        embedding = getattr(policy, name, None)
         if embedding is not None:
             ids = inputs.task_id if name == "state" else None
             golden.check(f"out/encoded_{name}", embedding(sources[name], ids))
         else:
-            golden.check(f"out/encoded_{name}", golden[f"in/{name}"])
+            task = name in ("task", "onehot_task") and one_hot is not None
+            golden.check(f"out/encoded_{name}", one_hot if task else golden[f"in/{name}"])
+    if "out/task_bn_params" in golden:
+        assert policy.hypernet is not None
+        generated = policy.generated_parameters(policy.hypernet(policy.embed_task(sources["task"])))
+        golden.check("out/task_bn_params", generated)
 
 
 def _check_policy_outputs(golden: Golden, policy: Policy, parameters: dict[str, Tensor], value: Tensor) -> Tensor:

@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import yaml
 from aggregator_cases import run_aggregator
+from buffer_cases import run_vae_buffer
 from collection import HERE, SHIPPED, collection, golden_directory, pending_rules
+from elbo_cases import run_decoder, run_elbo, run_state_gaussian, run_vae_kl
 from encoder_cases import run_encoder
 from env_cases import run_grid
 from init_cases import run_init
+from latent_cases import run_latent_for_policy
 from model_cases import run_policy
 from support import Description, Golden
 from training_cases import (
@@ -46,6 +49,12 @@ HANDLERS: dict[str, Callable[[Golden], None]] = {
     "reward_normalisation": run_reward_normalisation,
     "evaluation_metrics": run_evaluation_metrics,
     "rollout_encoding": run_rollout_encoding,
+    "vae_buffer": run_vae_buffer,
+    "latent_for_policy": run_latent_for_policy,
+    "decoder": run_decoder,
+    "elbo": run_elbo,
+    "vae_kl": run_vae_kl,
+    "state_gaussian": run_state_gaussian,
 }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDict, TensorDictBase
 from tiny import TOY
 from torch import Tensor, nn
 
@@ -21,6 +21,7 @@ from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.aggregators import Gaussian, Max, Mean, MeanMax, Softmax, Sum, WeightedAverage
 from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder, Transition
 from hyperrl.modules.policy import PolicyConfig
+from hyperrl.testing import check_encoder
 
 ENVS = 5
 # Name: environment, its episodes per task, steps per rollout, number of rollouts, encoder.
@@ -217,6 +218,114 @@ def test_memory_stays_in_fp32_under_autocast(irregular: Collected) -> None:
         latent, _ = irregular.encoder.encode(rollout)
     assert latent.dtype == torch.float32
     torch.testing.assert_close(latent, irregular.encoder.encode(rollout)[0])
+
+
+# Whole trajectories, and what the policy is given
+
+
+def trajectories_of(number: int = 3, steps: int = 11) -> TensorDict:
+    """Trajectories of random transitions."""
+    generator = torch.Generator().manual_seed(0)
+    widths = {keys.OBSERVATION: 3, keys.PREV_OBSERVATION: 3, keys.PREV_ACTION: 1, keys.PREV_REWARD: 1}
+    entries = {name: torch.randn(number, steps, width, generator=generator) for name, width in widths.items()}
+    return TensorDict(entries, [number])
+
+
+def stepped_with_detach(encoder: TrajectoryEncoder, trajectories: TensorDictBase, k: int | None) -> Tensor:
+    """Latents of trajectories one step at a time, the memory detached after the transitions k, 2k, ..."""
+    transitions = Transition.last(trajectories)
+    number, steps = transitions.reward.shape[:2]
+    memory, latents = encoder.initial_state(number), [encoder.prior(number)]
+    for t in range(steps):
+        latent, memory = encoder.step(Transition(*(part[:, t] for part in transitions)), memory)
+        latents.append(latent)
+        if k and t and t % k == 0:
+            memory = memory.detach()
+    return torch.stack(latents, 1)
+
+
+@pytest.mark.parametrize("k", [None, 1, 3, 5, 10, 11])
+@pytest.mark.parametrize("variant", ["gru", *VARIANTS])
+def test_trajectories_are_encoded_as_by_stepping(variant: str, k: int | None) -> None:
+    torch.manual_seed(0)
+    encoder = make(hidden_dim=12, **VARIANTS.get(variant, {})).double()
+    for parameter in encoder.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    trajectories = trajectories_of().double()
+    ours, expected = encoder.encode_trajectories(trajectories, k), stepped_with_detach(encoder, trajectories, k)
+    torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+    weight = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    parameters = dict(encoder.named_parameters())
+    found, wanted = (
+        torch.autograd.grad((x * weight).sum(), [*parameters.values()], materialize_grads=True, allow_unused=True)
+        for x in (ours, expected)
+    )
+    for name, gradient, target in zip(parameters, found, wanted, strict=True):
+        torch.testing.assert_close(gradient, target, rtol=1e-7, atol=1e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+@pytest.mark.parametrize("k", [1, 3, 9])
+def test_truncation_changes_gradients_alone(k: int) -> None:
+    torch.manual_seed(0)
+    encoder, trajectories = make(hidden_dim=12, aggregator=Max, split=True), trajectories_of()
+    whole, truncated = encoder.encode_trajectories(trajectories), encoder.encode_trajectories(trajectories, k)
+    torch.testing.assert_close(truncated, whole, rtol=1e-5, atol=1e-6)
+    gradients = [torch.autograd.grad(x.square().sum(), encoder.sequence.parameters()) for x in (whole, truncated)]
+    assert not torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-2)
+
+
+def test_no_gradient_passes_a_cut() -> None:
+    """The first window has k + 1 transitions, the others have k."""
+    encoder, trajectories = make(hidden_dim=12), trajectories_of(1)
+    for name in trajectories.keys():  # noqa: SIM118 - of a TensorDict
+        trajectories[name].requires_grad_()
+    latents = encoder.encode_trajectories(trajectories, 4)
+    reward, reach = trajectories[keys.PREV_REWARD], []
+    for t in range(1, 12):
+        (gradient,) = torch.autograd.grad(latents[:, t].sum(), reward, retain_graph=True)
+        reach.append(int(gradient[0, :, 0].nonzero()[0]))
+    assert reach == [0] * 5 + [5] * 4 + [9] * 2
+
+
+class Forgetful(sequence.MinGRU):
+    """Says that nothing is left of a window."""
+
+    def final_state(self, x: Tensor, output: Tensor, state: Tensor) -> Tensor:
+        return torch.zeros_like(state)
+
+
+def test_the_contract_names_a_wrong_state_after_a_window() -> None:
+    check_encoder(lambda: make(hidden_dim=6, sequence=sequence.MinGRU))
+    with pytest.raises(AssertionError, match="truncated gradients change the latents of trajectories"):
+        check_encoder(lambda: make(hidden_dim=6, sequence=Forgetful))
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_the_policy_is_given_mean_and_log_variance_or_a_sample(relu: bool) -> None:
+    encoders = [make(hidden_dim=4, latent_dim=3, sample_latent=sample, relu_latent=relu) for sample in (False, True)]
+    assert [(encoder.policy_dim, encoder.noise_dim, encoder.latent_dim) for encoder in encoders] == [
+        (6, 0, 6),
+        (3, 3, 6),
+    ]
+    mean, log_var, noise = torch.randn(3, 7, 5, 3, generator=torch.Generator().manual_seed(0))
+    latent = torch.cat([mean, log_var], -1)
+    parameters, sample = latent, mean + torch.exp(0.5 * log_var) * noise
+    if relu:
+        parameters, sample = parameters.clamp(min=0), sample.clamp(min=0)
+    torch.testing.assert_close(encoders[0].for_policy(latent), parameters)
+    torch.testing.assert_close(encoders[1].for_policy(latent, noise), sample)
+    assert bool((sample == 0).any()) == relu
+
+
+def test_a_sample_needs_noise() -> None:
+    with pytest.raises(ValueError, match="latent_noise"):
+        make(hidden_dim=4, sample_latent=True).for_policy(torch.zeros(2, 10))
+
+
+def test_gradients_reach_mean_and_variance_through_a_sample() -> None:
+    latent = torch.randn(50, 10, requires_grad=True)
+    make(hidden_dim=4, sample_latent=True).for_policy(latent, torch.randn(50, 5)).sum().backward()
+    assert latent.grad.all()
 
 
 # What is built

@@ -19,12 +19,15 @@ from hyperrl.errors import ConfigError
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.distributions import action_distribution
 from hyperrl.modules.encoder import EncoderConfig
-from hyperrl.modules.hypernet import Input
+from hyperrl.modules.hypernet import Condition, Input
 from hyperrl.modules.policy import Policy, PolicyConfig
+from hyperrl.testing import check_policy
 
 OBS, LATENT, BELIEF, TASK, TASKS = 3, 4, 5, 2, 7
 DISCRETE, GAUSSIAN = ActionSpace(1, 5), ActionSpace(2)
 ONE_HOT = {"use_task": True, "task_as_one_hot": True}
+REPLACE: dict[str, Any] = {"task_replaces": "latent"}
+OVERRIDE: dict[str, Any] = {"task_replaces": "condition"}
 SMALL: dict[str, Any] = {"state_embedding_dim": 8, "latent_embedding_dim": 3, "layers": [8, 6]}
 
 
@@ -93,6 +96,8 @@ class TestConfiguration:
             ({"belief_embedding_dim": -1}, ["model.policy.belief_embedding_dim is -1"]),
             ({"hypernet_layers": [8, 0]}, ["model.policy.hypernet_layers is [8, 0]", "positive"]),
             ({"hypernet_layers": [8], "hypernet_softmax_temperature": 0.0}, ["hypernet_softmax_temperature is 0.0"]),
+            ({"task_warmup": -1}, ["model.policy.task_warmup is -1", "0 or more"]),
+            ({"task_chance": 1.5}, ["model.policy.task_chance is 1.5", "from 0 to 1"]),
         ],
     )
     def test_illegal_settings_name_key_and_value(self, config: dict[str, Any], words: list[str]) -> None:
@@ -122,6 +127,18 @@ class TestConfiguration:
             ({"conditioning": "concat", "hypernet_init": "hfi"}, "hypernet_init is hfi and conditioning is concat"),
             ({"conditioning": "concat", "hypernet_layers": [8]}, "hypernet_layers is [8] and conditioning is concat"),
             ({"conditioning": "concat", "adjust_init_gain": True}, "adjust_init_gain is true and conditioning"),
+            ({"task_warmup": 3}, "task_warmup is 3 and task_replaces is none"),
+            ({"task_chance": 0.5}, "task_chance is 0.5 and task_replaces is none"),
+            ({"hard_reset": True, "task_replaces": "latent"}, "hard_reset is true and task_warmup is 0"),
+            ({"one_hot_without_bias": True, **REPLACE}, "one_hot_without_bias is true and task_replaces is latent"),
+            ({"use_task": True, **REPLACE}, "task_replaces is latent and use_task is true"),
+            ({"use_belief": True, **REPLACE}, "task_replaces is latent and use_belief is true"),
+            ({"use_latent": False, **REPLACE}, "task_replaces is latent and use_latent is false"),
+            ({"conditioning": "per_task", **REPLACE}, "task_replaces is latent and conditioning is per_task"),
+            ({"hypernet_input": "task", **REPLACE}, "task_replaces is latent and hypernet_input is task"),
+            ({"use_task": True, **OVERRIDE}, "task_replaces is condition and use_task is true"),
+            ({"conditioning": "concat", **OVERRIDE}, "task_replaces is condition and conditioning is concat"),
+            ({"task_as_one_hot": True, **OVERRIDE}, "task_replaces is condition and task_as_one_hot is true"),
         ],
     )
     def test_settings_that_exclude_each_other_are_both_named(self, config: dict[str, Any], expected: str) -> None:
@@ -151,6 +168,32 @@ class TestConfiguration:
         assert PolicyConfig(use_belief=True, use_task=True).publish == (keys.BELIEF, keys.TASK)
         assert PolicyConfig(**ONE_HOT).publish == (keys.TASK_ID,)
         assert PolicyConfig(conditioning="per_task", use_task=True).publish == (keys.TASK_ID,)
+        assert PolicyConfig(**REPLACE).publish == (keys.TASK,)
+        assert PolicyConfig(**REPLACE, task_as_one_hot=True).publish == (keys.TASK_ID,)
+        assert PolicyConfig(**OVERRIDE, use_belief=True).publish == (keys.BELIEF, keys.TASK_ID)
+
+    @pytest.mark.parametrize(
+        ("config", "words"),
+        [
+            ({"task_embedding_dim": 5, **REPLACE}, ["latent_embedding_dim is 3 (", "task_embedding_dim is 5 ("]),
+            ({"task_embedding_dim": None, **REPLACE}, ["latent_embedding_dim is 3 (3 wide)", "is null (2 wide)"]),
+            (OVERRIDE, ["task_replaces is condition", "latent_embedding_dim is 3", "expected 7"]),
+            ({"hypernet_layers": [7, 5], **OVERRIDE}, ["hypernet_layers is [7, 5]", "5 numbers; expected 7"]),
+        ],
+    )
+    def test_the_task_has_to_be_as_wide_as_what_it_replaces(self, config: dict[str, Any], words: list[str]) -> None:
+        with pytest.raises(ConfigError) as error:
+            policy_of(**config)
+        assert all(word in str(error.value) for word in words)
+        assert str(error.value).count("model.policy.") == 2
+
+    @pytest.mark.parametrize("config", [{"task_embedding_dim": 3, **REPLACE}, {"hypernet_layers": [7], **OVERRIDE}])
+    def test_a_task_that_nobody_offers_replaces_nothing(self, config: dict[str, Any]) -> None:
+        replaces = config["task_replaces"]
+        with pytest.raises(
+            ConfigError, match=rf"model\.policy\.task_replaces is {replaces}; expected none, as there is"
+        ):
+            Policy(OBS, LATENT, DISCRETE, PolicyConfig(**SMALL | config))
 
     def test_bounding_actions_without_bounds_is_refused(self) -> None:
         with pytest.raises(ConfigError, match=r"model\.policy\.bound_actions is true"):
@@ -343,6 +386,189 @@ class TestGeneration:
         policy = policy_of(hypernet_layers=[64], hypernet_hidden_initializer="orthogonal")
         weight = policy.hypernet.layers[0].weight
         torch.testing.assert_close(weight.T @ weight, torch.eye(3) * (5 / 3) ** 2, rtol=1e-4, atol=1e-4)
+
+
+class TestTaskInPlaceOfLatent:
+    """`task_replaces`: some samples see the task where others see the latent."""
+
+    SHOWN = torch.tensor([True, False, False, True, True, False])
+    IDS = torch.tensor([2, 0, 2, 6, 1, 0])
+    CASES: ClassVar[dict[str, dict[str, Any]]] = {
+        "hypernetwork": {},
+        "film": {"conditioning": "film"},
+        "concat": {"conditioning": "concat"},
+        "hidden layers": {"hypernet_layers": [5], "hypernet_softmax_temperature": 0.5},
+    }
+
+    def latent_policy(self, case: str = "hypernetwork", **config: Any) -> Policy:
+        own = {"task_embedding_dim": 3, "normalize_state": False, **REPLACE, **self.CASES[case]}
+        return perturb(policy_of(**own | config))
+
+    def condition_policy(self, **config: Any) -> Policy:
+        return perturb(policy_of(**{"hypernet_layers": [7], "normalize_state": False, **OVERRIDE} | config))
+
+    @staticmethod
+    def outputs(policy: Policy, found: Input) -> Tensor:
+        return torch.cat([policy.distribution(found)[keys.LOGITS], policy.value(found)], 1)
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_each_sample_sees_the_embedding_that_is_chosen_for_it(self, case: str) -> None:
+        policy = self.latent_policy(case)
+        state, latent, _, task = all_inputs()
+        ours = self.outputs(policy, policy.inputs(state, latent, task=task, task_shown=self.SHOWN))
+        plain = perturb(policy_of(normalize_state=False, **self.CASES[case]))
+        for name, parameter in plain.named_parameters():
+            parameter.data.copy_(policy.get_parameter(name))
+        from_latent = self.outputs(plain, plain.inputs(state, latent))
+        plain.latent = policy.task
+        from_task = self.outputs(plain, plain.inputs(state, task))
+        torch.testing.assert_close(ours, torch.where(self.SHOWN.unsqueeze(1), from_task, from_latent))
+        assert not torch.isclose(from_task, from_latent).all(1).any()
+
+    @pytest.mark.parametrize("shown", [None, torch.zeros(6, dtype=torch.bool)])
+    def test_without_a_choice_all_samples_see_the_latent(self, shown: Tensor | None) -> None:
+        policy = self.latent_policy()
+        state, latent, _, task = all_inputs()
+        ours, other = policy.inputs(state, latent, task=task, task_shown=shown), policy.inputs(state, latent)
+        assert torch.equal(ours.condition.embedding, policy.embed_latent(latent))
+        assert torch.equal(other.condition.embedding, policy.embed_latent(latent))
+
+    @pytest.mark.parametrize("shown", [True, False])
+    def test_what_nobody_sees_gets_no_gradient_at_all(self, shown: bool) -> None:
+        """Gradients of zero would let Adam go on by momentum."""
+        policy = self.latent_policy()
+        state, latent, _, task = all_inputs()
+        found = policy.inputs(state, latent.requires_grad_(), task=task, task_shown=torch.full([6], shown))
+        self.outputs(policy, found).square().sum().backward()
+        seen, unseen = (policy.task, policy.latent) if shown else (policy.latent, policy.task)
+        assert all(parameter.grad.any() for parameter in seen.parameters())
+        assert all(parameter.grad is None for parameter in unseen.parameters())
+        assert (latent.grad is None) == shown
+
+    def test_ids_may_be_what_is_embedded(self) -> None:
+        policy = self.latent_policy(task_as_one_hot=True)
+        found = policy.inputs(*inputs(), task=self.IDS, task_shown=self.SHOWN)
+        expected = policy.task(torch.eye(TASKS)[self.IDS])
+        assert torch.equal(found.condition.embedding[self.SHOWN], expected[self.SHOWN])
+        assert torch.equal(policy.embed_task(self.IDS), expected)
+
+    def test_a_task_that_is_shown_has_to_be_there(self) -> None:
+        for policy in (self.latent_policy(), self.condition_policy()):
+            with pytest.raises(ValueError, match="`task`"):
+                policy.inputs(*inputs(), task_shown=self.SHOWN)
+
+    def test_statistics_of_latents_and_of_tasks_move(self) -> None:
+        policy = self.latent_policy(normalize_latent=True, normalize_state=True)
+        state, latent, _, task = all_inputs(500)
+        policy.update_statistics(state, latent, task=task)
+        for name, x in (("state", state), ("latent", latent), ("task", task)):
+            torch.testing.assert_close(getattr(policy, name).norm.mean, x.mean(0), rtol=1e-4, atol=1e-4)
+
+    @pytest.mark.parametrize("conditioning", ["hypernetwork", "film"])
+    @pytest.mark.parametrize("without_bias", [False, True])
+    def test_one_hot_ids_replace_what_feeds_the_heads(self, conditioning: str, without_bias: bool) -> None:
+        policy = self.condition_policy(conditioning=conditioning, one_hot_without_bias=without_bias)
+        (state, latent), shown = inputs(), self.SHOWN
+        found = policy.inputs(state, latent, task=self.IDS, task_shown=shown)
+        plain = policy.inputs(state, latent)
+        assert torch.equal(found.condition.embedding[shown], torch.eye(TASKS)[self.IDS][shown])
+        ours, expected = self.outputs(policy, found), self.outputs(policy, plain)
+        torch.testing.assert_close(ours[~shown], expected[~shown])
+        assert not torch.isclose(ours[shown], expected[shown]).any()
+        for name, value in policy.materialise(found).items():
+            expected = policy.materialise(Input(found.x, Condition(found.condition.embedding)))[name]
+            if name.endswith("bias") and without_bias:
+                expected = torch.where(shown.unsqueeze(1), 0.0, expected)
+            assert torch.equal(value, expected)
+
+    def test_one_hot_ids_replace_the_same_under_autocast(self) -> None:
+        policy = self.condition_policy(one_hot_without_bias=True)
+        for layer in (*policy.actor.layers, *policy.critic.layers):
+            torch.nn.init.normal_(layer.bias_head.bias, 5.0)  # far more than rounding
+        (state, latent), shown = inputs(), torch.ones(6, dtype=torch.bool)
+        results = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                results.append(self.outputs(policy, policy.inputs(state, latent, task=self.IDS, task_shown=shown)))
+        torch.testing.assert_close(*results, rtol=0.1, atol=0.1)
+
+    def test_everything_may_be_replaced(self) -> None:
+        policy, latent = self.condition_policy(), inputs()[1].requires_grad_()
+        found = policy.inputs(inputs()[0], latent, task=self.IDS, task_shown=torch.ones(6, dtype=torch.bool))
+        self.outputs(policy, found).sum().backward()
+        assert latent.grad is None
+        assert torch.equal(found.condition.embedding, torch.eye(TASKS)[self.IDS])
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            *({"task_embedding_dim": 3, **REPLACE, **case} for case in CASES.values()),
+            {"task_embedding_dim": 3, "normalize_latent": True, "task_as_one_hot": True, **REPLACE},
+            {"hypernet_layers": [7], "use_belief": True, **OVERRIDE},
+            {"latent_embedding_dim": 7, "one_hot_without_bias": True, **OVERRIDE},
+            {"hypernet_layers": [7], "one_hot_without_bias": True, "conditioning": "film", **OVERRIDE},
+        ],
+    )
+    def test_policies_keep_the_contract(self, config: dict[str, Any]) -> None:
+        sizes = {"belief_dim": BELIEF, "task_dim": TASK, "num_tasks": TASKS}
+        check_policy(lambda: policy_of(**config), OBS, LATENT, **sizes)
+
+    def test_a_new_start_leaves_the_embedding_of_the_task_and_all_statistics(self) -> None:
+        policy, fresh = self.latent_policy(normalize_state=True), policy_of(seed=5, task_embedding_dim=3, **REPLACE)
+        policy.update_statistics(*all_inputs(50)[:2], task=all_inputs(50)[3])
+        before = {name: value.clone() for name, value in policy.state_dict().items()}
+        policy.start_anew(fresh)
+        kept = {name for name, value in policy.state_dict().items() if torch.equal(value, before[name])}
+        own = {"task.linear.weight", "task.linear.bias"}
+        assert kept == own | {name for name in before if ".norm." in name}
+        for name in set(before) - kept:
+            assert torch.equal(policy.get_parameter(name), fresh.get_parameter(name))
+
+    @pytest.mark.parametrize("conditioning", ["hypernetwork", "film"])
+    def test_a_new_start_leaves_the_heads_that_one_hot_ids_have_trained(self, conditioning: str) -> None:
+        policy = self.condition_policy(conditioning=conditioning)
+        before = {name: value.clone() for name, value in policy.named_parameters()}
+        policy.start_anew(self.condition_policy(conditioning=conditioning, seed=5))
+        kept = {name for name, value in policy.named_parameters() if torch.equal(value, before[name])}
+        generating = {name for name in before if name.startswith(("actor.", "critic."))}
+        if conditioning == "film":
+            generating = {name for name in generating if "_head." in name}
+        assert kept == generating
+        assert len(kept) == 6 * (4 if conditioning == "film" else 3)
+
+
+class TestGeneratedDistance:
+    CASES: ClassVar[dict[str, dict[str, Any]]] = {
+        "hypernetwork": {"hypernet_init": "none"},
+        "hidden layers": {"hypernet_layers": [5, 4], "hypernet_init": "none"},
+        "no head bias": {"hypernet_head_bias": False, "hypernet_init": "none"},
+        "film": {"conditioning": "film"},
+        "some layers": {"generated_layers": [False, True, False], "hypernet_init": "none"},
+    }
+
+    @pytest.mark.parametrize("case", CASES)
+    def test_is_the_mean_squared_difference_of_what_is_generated(self, case: str) -> None:
+        policy = perturb(policy_of(**self.CASES[case]))
+        a, b = torch.randn(2, 9, 3, generator=torch.Generator().manual_seed(0)).requires_grad_().unbind(0)
+        generated = (policy.generated_parameters(policy.hypernet(x)) for x in (a, b))
+        direct = torch.sub(*generated).square().mean(1)
+        ours = policy.generated_distance(a, b)
+        torch.testing.assert_close(ours, direct, rtol=1e-4, atol=1e-6)
+        weight = torch.randn(9, generator=torch.Generator().manual_seed(1))
+        leaves = {"a": a, "b": b, **dict(policy.named_parameters())}
+        found, expected = (
+            torch.autograd.grad((x * weight).sum(), [*leaves.values()], allow_unused=True, materialize_grads=True)
+            for x in (ours, direct)
+        )
+        for name, gradient, wanted in zip(leaves, found, expected, strict=True):
+            torch.testing.assert_close(gradient, wanted, rtol=1e-3, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+        assert any(gradient.any() for gradient in found[2:])
+
+    def test_runs_in_full_precision_under_autocast(self) -> None:
+        policy, (a, b) = perturb(policy_of(hypernet_layers=[5])), torch.randn(2, 9, 3)
+        with torch.autocast("cpu", torch.bfloat16):
+            ours = policy.generated_distance(a.bfloat16(), b.bfloat16())
+        assert torch.equal(ours, policy.generated_distance(a.bfloat16().float(), b.bfloat16().float()))
 
 
 class TestPerTask:

@@ -46,6 +46,23 @@ class SequenceModel(nn.Module, ABC):
             Outputs ``[B, T, E]``.
         """
 
+    def final_state(self, x: Tensor, output: Tensor, state: Tensor) -> Tensor:
+        """The state after sequences without resets; only its value is used, no gradient.
+
+        Steps through them; a subclass may know a shorter way.
+
+        Args:
+            x: features ``[B, T, F]``.
+            output: what :meth:`forward` gave for them ``[B, T, E]``.
+            state: state before the first entry ``[B, S]``.
+
+        Returns:
+            The state after the last entry ``[B, S]``.
+        """
+        for features in x.unbind(1):
+            _, state = self.step(features, state)
+        return state
+
     def start(self, initial: Tensor | None) -> Tensor:
         """The state at a task's start as one row ``[1, S]``, whether given or not."""
         return self.initial_state(1) if initial is None else initial.reshape(1, -1)

@@ -44,3 +44,7 @@ class GRU(SequenceModel):
             return gru_sequence(pieces, before, *self.weights)
 
         return run_segments(run, x, reset, state, self.start(initial))
+
+    def final_state(self, x: Tensor, output: Tensor, state: Tensor) -> Tensor:
+        """See :meth:`SequenceModel.final_state`."""
+        return output[:, -1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import platform
 import re
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from jsonargparse import Namespace
 from hyperrl.errors import ConfigError
 
 CHECKPOINT_CONFIG = "config"
-GROUPS = ("trainer", "data", "checkpoint", "model", "model.encoder", "model.policy", "model.ppo")
+GROUPS = ("trainer", "data", "checkpoint", "model", "model.encoder", "model.policy", "model.inference", "model.ppo")
 
 
 def config_root() -> Path:
@@ -31,6 +32,12 @@ def shipped_configs(group: str | None = None) -> dict[str, Path]:
     root = config_root()
     paths = sorted(root.glob(f"{group or '*'}/*.yaml"))
     return {path.relative_to(root).with_suffix("").as_posix(): path for path in paths}
+
+
+def aliases() -> dict[str, str]:
+    """Other names of shipped configurations, such as ``model/amrl_no_rnn``, and which they stand for."""
+    names: dict[str, str] = yaml.safe_load((config_root() / "aliases.yaml").read_text())
+    return names
 
 
 def description(path: Path) -> str:
@@ -53,7 +60,7 @@ def subclasses(base: type) -> set[type]:
 
 
 def resolve_config(name: str) -> str:
-    """Finds a configuration by path, or by the name of a shipped one.
+    """Finds a configuration by path, or by the name or an alias of a shipped one.
 
     Args:
         name: a path; or ``experiment/quickstart``, or ``configs/experiment/quickstart.yaml`` from anywhere.
@@ -67,20 +74,30 @@ def resolve_config(name: str) -> str:
     if Path(name).is_file():
         return name
     shipped = shipped_configs()
+    known = {**shipped, **{alias: shipped[of] for alias, of in aliases().items()}}
     key = name.removeprefix("configs/").removesuffix(".yaml")
-    if key in shipped:
-        return str(shipped[key])
-    raise ConfigError(
-        f"--config {name}: no such file, and no shipped configuration of that name{nearest(key, shipped)}"
-    )
+    if key in known:
+        return str(known[key])
+    raise ConfigError(f"--config {name}: no such file, and no shipped configuration of that name{nearest(key, known)}")
 
 
 def model_name(config: dict[str, Any]) -> str:
-    """The shipped model whose settings ``config`` has; ``custom`` if none matches."""
-    for name, path in shipped_configs("model").items():
-        if _contains(config, yaml.safe_load(path.read_text())):
-            return name.removeprefix("model/")
-    return "custom"
+    """The shipped model whose settings ``config`` has, of several the one with most; ``custom`` if none matches."""
+    settings = {name: _settings(path) for name, path in shipped_configs("model").items()}
+    matching = [name for name in settings if _contains(config, settings[name])]
+    return max(matching, key=lambda name: _size(settings[name]), default="model/custom").removeprefix("model/")
+
+
+@functools.cache
+def _settings(path: Path) -> dict[str, Any]:
+    """What a configuration file holds."""
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    return settings
+
+
+def _size(part: Any) -> int:
+    """The number of values of a configuration."""
+    return sum(map(_size, part.values())) if isinstance(part, dict) else 1
 
 
 def _contains(config: Any, part: Any) -> bool:

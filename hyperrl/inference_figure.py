@@ -84,7 +84,8 @@ def draw_profile(profile: Mapping[str, Sequence[float]], path: Path, episodes: i
             if values := profile.get(name):
                 axes.plot(range(horizon + 1 - len(values), horizon + 1), values, label=line)
         axes.set(xlabel="step of the task", ylabel=label, xlim=(0, horizon))
-        axes.set_ylim(bottom=min(0, axes.get_ylim()[0]))  # a Gaussian likelihood may be above 1
+        if axes.dataLim.ymin >= 0:  # a Gaussian likelihood may be above 1, and its error below 0
+            axes.set_ylim(bottom=0)
         if len(lines) > 1:
             axes.legend(fontsize=8)
         _draw_episodes(axes, horizon, episodes)

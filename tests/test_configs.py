@@ -12,19 +12,38 @@ import tiny
 import yaml
 
 from hyperrl import cli, configuration
+from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import description, env_ids, make_env
+from hyperrl.errors import ConfigError
 from hyperrl.modules.meta_ppo import MetaPPO
 
 pytestmark = tiny.QUIET
 CONFIGS = configuration.shipped_configs()
-# Few environments and steps, and two updates; the models keep their full size.
+ALIASES = configuration.config_root() / "aliases.yaml"
+# Few environments and steps, and two updates, at once; the models keep their full size.
 SMALL = (
     "--seed_everything=1", "--trainer.accelerator=cpu", "--trainer.logger=false", "--data.num_envs=4",
     "--data.steps_per_rollout=6", "--data.frames=48", "--data.rollouts_per_epoch=2", "--data.val_tasks=2",
-    "--data.test_tasks=2",
+    "--data.test_tasks=2", "--model.inference.precollect_frames=0",
 )  # fmt: skip
 # Files that say nothing about the model are trained with a small one.
 SMALL_MODEL = ("--model.encoder.hidden_dim=16", "--model.policy.layers=[16]", "--model.policy.state_embedding_dim=16")
+# What the grid decides of task inference.
+DECODERS = {
+    "reward": "bernoulli", "reward_per_state": True, "reward_uses_action": False, "reward_uses_prev_state": False,
+    "reward_layers": [32, 32], "task_layers": [32, 32], "buffer_capacity": 100_000, "batch_trajectories": 25,
+    "updates": 3,
+}  # fmt: skip
+# Experiments and their models.
+EXPERIMENTS = {
+    "experiment/gridnavi_rnn_hn": "rnn_hn",
+    "experiment/quickstart": "rnn_hn",
+    "experiment/ladder_1_one_task": "no_memory",
+    "experiment/ladder_2_many_tasks": "no_memory",
+    "experiment/ladder_3_task_oracle": "task_oracle",
+    "experiment/ladder_4_belief_oracle": "belief_oracle",
+    "experiment/ladder_5_memory": "rnn_hn",
+}
 PARAMETERS = {
     "model/rnn": 311_731,
     "model/rnn_s": 443_827,
@@ -49,7 +68,7 @@ def test_trains_two_updates(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     updates: list[dict[str, float]] = []
     monkeypatch.setattr(MetaPPO, "log_metrics", lambda self, metrics: updates.append(metrics))
     settings = yaml.safe_load(CONFIGS[name].read_text())
-    small = () if "model" in settings else SMALL_MODEL
+    small = () if "policy" in settings.get("model", {}) else SMALL_MODEL
     result = cli.run(["fit", "--config", name, *SMALL, *small])
     assert result.model.frames == 48
     assert len([metrics for metrics in updates if "loss/total" in metrics]) == 2
@@ -81,11 +100,11 @@ def test_is_parsed_as_it_is_written(name: str, capsys: Any, monkeypatch: pytest.
     assert contains(resolved(capsys, monkeypatch, "--config", name), yaml.safe_load(CONFIGS[name].read_text()))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_every_value_has_a_comment_above_it(name: str) -> None:
-    lines = CONFIGS[name].read_text().splitlines()
+@pytest.mark.parametrize("path", [*CONFIGS.values(), ALIASES], ids=[*CONFIGS, "aliases"])
+def test_every_value_has_a_comment_above_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
     assert lines[0].startswith("# ")
-    values = [index for index, line in enumerate(lines) if re.match(r"\s*[\w.]+:\s*\S", line)]
+    values = [index for index, line in enumerate(lines) if re.match(r"\s*[\w./]+:\s*\S", line)]
     assert values
     for index in values:
         comment = re.fullmatch(r"\s*# \S.*", lines[index - 1])
@@ -110,17 +129,78 @@ def test_configuration_of_an_environment_is_named_and_described_by_it(name: str)
     assert make_env(data["env"], 1).episodes_per_task == data["episodes_per_task"] == 4
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("experiment/")])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name.startswith("env/")])
+def test_the_grids_have_the_published_decoders(name: str) -> None:
+    """Spec/training.md section 14.3, column grid; the rest is the default, or what a model decides."""
+    assert yaml.safe_load(CONFIGS[name].read_text())["model"] == {"inference": DECODERS}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiments_are_complete(name: str) -> None:
-    """Whatever an environment or a model file sets, an experiment sets, too."""
+    """Whatever an environment or the model's file sets, an experiment sets, too."""
     config = yaml.safe_load(CONFIGS[name].read_text())
     env = yaml.safe_load(CONFIGS["env/gridnavi"].read_text())
-    model = yaml.safe_load(CONFIGS["model/rnn_hn"].read_text())
+    model = EXPERIMENTS[name]
     assert set(env["data"]) <= set(config["data"])
-    assert configuration.model_name(config) == "rnn_hn"
-    assert contains(config, model)
+    assert configuration.model_name(config) == model
+    assert contains(config, yaml.safe_load(CONFIGS[f"model/{model}"].read_text()))
     assert {"seed_everything", "trainer", "data", "model"} <= set(config)
     assert "ppo" in config["model"]
+    if model == "rnn_hn":
+        assert config["model"]["inference"] == {"encoder_loss": "rl", **DECODERS}
+
+
+def test_every_experiment_is_known() -> None:
+    assert set(EXPERIMENTS) == {name for name in CONFIGS if name.startswith("experiment/")}
+
+
+def test_rungs_of_the_ladder_differ_in_model_and_task_alone() -> None:
+    rungs = [yaml.safe_load(CONFIGS[name].read_text()) for name in EXPERIMENTS if "ladder" in name]
+    quick = yaml.safe_load(CONFIGS["experiment/quickstart"].read_text())
+    assert len(rungs) == 5
+    for rung in rungs:
+        assert rung["trainer"] == quick["trainer"]
+        assert {**rung["data"], "env_options": None} == {**quick["data"], "env_options": None}
+        assert rung["model"]["ppo"].items() <= quick["model"]["ppo"].items()
+    assert [rung["data"].get("env_options") for rung in rungs] == [{"fixed_task": [3, 4]}, *[None] * 4]
+    assert rungs[-1] == quick
+
+
+def test_the_first_rung_plays_one_task(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolved(capsys, monkeypatch, "--config", "experiment/ladder_1_one_task")
+    data = MetaDataModule(**{**config["data"], "publish": ["task"]})
+    env = make_env(data.env_id, 8, **data.options)
+    assert env.reset()["task"].tolist() == [[3, 4]] * 8
+
+
+def test_a_fixed_task_is_an_option_on_the_command_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolved(capsys, monkeypatch, "--data.env_options.fixed_task=[3,4]")
+    assert config["data"]["env_options"] == {"fixed_task": [3, 4]}
+    with pytest.raises(ConfigError, match=r"data\.env: `fixed_task` is \[0, 0\]: .*goal cells"):
+        cli.run(["fit", *SMALL, "--data.env_options.fixed_task=[0,0]"])
+    with pytest.raises(ConfigError, match=r"`fixed_task` is \[3, 4\] and `task_split` is 'train'"):
+        cli.run(["fit", *SMALL, "--data.env_options.fixed_task=[3,4]", "--data.held_out=0.2"])
+
+
+class TestAliases:
+    def test_an_alias_is_the_configuration(self, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        for alias, name in configuration.aliases().items():
+            assert configuration.resolve_config(alias) == configuration.resolve_config(f"configs/{alias}.yaml")
+            assert configuration.resolve_config(alias) == str(CONFIGS[name])
+        alias, name = next(iter(configuration.aliases().items()))
+        assert resolved(capsys, monkeypatch, "--config", alias) == resolved(capsys, monkeypatch, "--config", name)
+
+    def test_a_wrong_name_is_answered_with_an_alias(self) -> None:
+        with pytest.raises(ConfigError, match=r"did you mean model/amrl_no_rnn\?$"):
+            configuration.resolve_config("model/amrl_norn")
+
+    def test_list_shows_them_beside_the_configuration(self, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "300")
+        monkeypatch.setattr(sys, "argv", ["hyperrl", "list", "models"])
+        cli.main()
+        lines = capsys.readouterr().out.splitlines()
+        shown = {line.split()[0]: line.rpartition("; also: ")[2].strip() for line in lines if "; also: " in line}
+        assert shown == {name: alias for alias, name in configuration.aliases().items()}
 
 
 def test_the_published_experiment_has_the_published_settings(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

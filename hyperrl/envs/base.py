@@ -40,7 +40,17 @@ class Transition(NamedTuple):
     terminated: Tensor
 
 
-class MetaEnv(EnvBase):
+class _ParsesFixedTask(type(EnvBase)):  # type: ignore[misc]
+    """Parses `fixed_task` after all constructors: only then a family's tables tell which tasks are possible."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        env = super().__call__(*args, **kwargs)
+        if isinstance(env, MetaEnv) and env.fixed_task is not None:
+            env._fixed_task = env._parse_fixed_task(env.fixed_task)
+        return env
+
+
+class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
     """B environments as tensors on one device, each playing K episodes on a task before it gets a new one.
 
     With K > 1 a flag is appended to the observation, 1 where an inner episode has just ended. At such an end the next
@@ -63,9 +73,11 @@ class MetaEnv(EnvBase):
         task_split: draw tasks from all tasks, or only from the training or the test tasks.
         test_fraction: share of the tasks that are test tasks (at least one task is on either side).
         split_seed: seed of the rule that divides the tasks.
+        fixed_task: the task that every reset plays, in the units of the published task; None draws tasks.
 
     Raises:
-        ValueError: if an argument is out of range, or a name in `publish` is unknown or unsupported by the family.
+        ValueError: if an argument is out of range, a name in `publish` is unknown or unsupported by the family, or
+            `fixed_task` is impossible in it.
     """
 
     shows_next_episode: ClassVar[bool] = False
@@ -83,6 +95,7 @@ class MetaEnv(EnvBase):
         task_split: TaskSplit = "all",
         test_fraction: float = 0.2,
         split_seed: int = 0,
+        fixed_task: Sequence[float] | None = None,
     ) -> None:
         check_positive("num_envs", num_envs)
         check_positive("episodes_per_task", episodes_per_task)
@@ -104,10 +117,12 @@ class MetaEnv(EnvBase):
         self.task_split = task_split
         self.test_fraction = test_fraction
         self.split_seed = split_seed
+        self.fixed_task = fixed_task
         self.publish = self._check_publish(publish)
         self.injectable: tuple[str, ...] = (keys.TASK,)
         self.state: dict[str, Tensor] = {}
         self._injected: dict[str, deque[Tensor]] = {}
+        self._fixed_task: Tensor | None = None
         self._generator = torch.Generator(device=self.device).manual_seed(seed)
         self._zero = torch.zeros((), dtype=torch.int64, device=self.device)
         self._make_specs(layout)
@@ -176,7 +191,7 @@ class MetaEnv(EnvBase):
     def env_info(self) -> EnvInfo:
         """What a model has to know of this environment."""
         low, high = (None, None) if self.num_actions else self._action_bounds
-        sizes = self.task_dim, self.num_tasks or 0, self.belief_dim or 0
+        sizes = self.task_dim, self.num_tasks or 0, self.num_states or 0, self.belief_dim or 0
         return EnvInfo(self.obs_dim, self.action_dim, self.num_actions, self.horizon, *sizes, low, high)
 
     def inject(self, name: str, *values: Any) -> None:
@@ -236,7 +251,7 @@ class MetaEnv(EnvBase):
         is_init = torch.ones(self.num_envs, 1, dtype=torch.bool, device=self.device) if mask is None else mask.clone()
         is_init = is_init.view(self.num_envs, 1)
         mask = is_init.squeeze(-1)
-        self.write(keys.TASK, mask, self.draw(keys.TASK, lambda: self.sample_tasks(self.num_envs)))
+        self.write(keys.TASK, mask, self.draw(keys.TASK, self._next_tasks))
         self.write("episode", mask, self._zero)
         self.reset_task(mask)
         self.reset_state(mask)
@@ -316,6 +331,19 @@ class MetaEnv(EnvBase):
         return self
 
     # Private -----------------------------------------------------------------------------------------------------
+
+    def _next_tasks(self) -> Tensor:
+        return self.sample_tasks(self.num_envs) if self._fixed_task is None else self._fixed_task
+
+    def _parse_fixed_task(self, task: Sequence[float]) -> Tensor:
+        if self.task_split != "all":
+            raise ValueError(f"`fixed_task` is {task} and `task_split` is {self.task_split!r}: expected 'all'")
+        if not isinstance(task, Sequence) or not all(is_number(value) for value in task):
+            raise ValueError(f"`fixed_task` is {task!r}: expected the numbers that describe a task")
+        try:
+            return self.parse_injection(keys.TASK, torch.as_tensor(task, device=self.device))
+        except ValueError as error:
+            raise ValueError(f"`fixed_task` is {task}: {error}") from error
 
     def _end_episodes(
         self, observation: Tensor, episode_done: Tensor, terminated: Tensor

@@ -28,6 +28,7 @@ class MetaEnvOptions(TypedDict, total=False):
         task_split: draw tasks from all tasks, or only from the training or the test tasks.
         test_fraction: share of the tasks that are test tasks (at least one task is on either side).
         split_seed: seed of the rule that divides the tasks.
+        fixed_task: the task that every reset plays, in the units of the published task; None draws tasks.
     """
 
     seed: int
@@ -36,6 +37,7 @@ class MetaEnvOptions(TypedDict, total=False):
     task_split: TaskSplit
     test_fraction: float
     split_seed: int
+    fixed_task: Sequence[float] | None
 
 
 @dataclass(frozen=True)

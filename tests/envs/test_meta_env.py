@@ -16,6 +16,7 @@ from torchrl.envs import RewardSum, TransformedEnv, check_env_specs
 from hyperrl import keys
 from hyperrl.envs import MetaEnv, description, env_ids, landmarks, make_env
 from hyperrl.envs.base import Transition
+from hyperrl.envs.gridworld import GridNavi
 from hyperrl.envs.layout import Layout
 
 PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
@@ -165,6 +166,12 @@ class TestEveryEnv:
         play(env, 3)
         env.load_state_dict(state)
         assert_equal(play(env, 3, td=env.fake_tensordict().exclude(keys.NEXT)), expected)
+
+    def test_fixed_task_is_played_after_every_reset(self, env_id: str) -> None:
+        task = build(env_id, seed=1).reset()[keys.TASK][0]
+        td = play(build(env_id, fixed_task=task.tolist()), build(env_id).horizon + 5)
+        assert td[keys.NEXT, keys.DONE].any()
+        assert (td[keys.TASK] == task).all()
 
     def test_partial_reset_touches_nothing_else(self, env_id: str) -> None:
         env, undisturbed = build(env_id), build(env_id)
@@ -322,6 +329,32 @@ class TestBase:
         fresh = Countdown(16, seed=5)
         fresh.load_state_dict(state)
         assert_equal(play(fresh, 20, td=td.clone()), expected)
+
+    def test_fixed_task_gives_way_to_injected_ones_and_is_no_state(self) -> None:
+        fixed, drawn = GridNavi(2, 1, publish=["task"], fixed_task=[3, 4]), GridNavi(2, 1, publish=["task"])
+        fixed.inject("task", [2, 2])
+        shown = [fixed.reset()[keys.TASK].tolist() for _ in range(3)]
+        assert shown == [[[2, 2]] * 2, [[3, 4]] * 2, [[3, 4]] * 2]
+        state = fixed.get_extra_state()
+        drawn.reset()
+        assert state["simulator"].keys() == drawn.get_extra_state()["simulator"].keys()
+        drawn.load_state_dict(fixed.state_dict())
+        assert drawn.reset()[keys.TASK].tolist() != [[3, 4]] * 2
+        assert fixed.reset()[keys.TASK].tolist() == [[3, 4]] * 2
+
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"fixed_task": [0, 0]}, r"`fixed_task` is \[0, 0\]: .*expected goal cells"),
+            ({"fixed_task": [3, 4, 5]}, r"`fixed_task` is \[3, 4, 5\]: .*expected \(2,\)"),
+            ({"fixed_task": "corner"}, "`fixed_task` is 'corner': expected the numbers"),
+            ({"fixed_task": 3}, "`fixed_task` is 3: expected the numbers"),
+            ({"fixed_task": [3, 4], "task_split": "test"}, r"`fixed_task` is \[3, 4\] and `task_split` is 'test'"),
+        ],
+    )
+    def test_impossible_fixed_tasks_are_named(self, options: dict[str, object], words: str) -> None:
+        with pytest.raises(ValueError, match=words):
+            GridNavi(2, **options)
 
     def test_done_stays_until_the_reset(self) -> None:
         env = Countdown(1, episodes_per_task=1)

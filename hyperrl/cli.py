@@ -187,6 +187,7 @@ class HyperRLCLI(LightningCLI):
         path = self._get(self.config, "ckpt_path")
         configuration.check_fits(path, self.checkpoint["state_dict"], self.model.state_dict())
         if self.subcommand == "fit":
+            configuration.check_continues(path, self.checkpoint, self.config.fit)
             for logger in self.trainer.loggers:
                 if isinstance(logger, MLflowLogger) and "tracking" in self.checkpoint:
                     logger.resume(self.checkpoint["tracking"])

@@ -125,6 +125,11 @@ def check_training(config: Any) -> None:
                 f"trainer.{name} is {config.trainer[name]}; expected {expected}: each epoch ends with a validation "
                 "that judges its checkpoint; data.rollouts_per_epoch sets the interval"
             )
+    if config.trainer.strategy == "ddp" and config.model.inference.encoder_loss == "inference":
+        raise ConfigError(
+            "trainer.strategy is ddp and model.inference.encoder_loss is inference, whose two losses train different "
+            "parameters; expected ddp_find_unused_parameters_true"
+        )
     monitor = str(config.checkpoint.monitor)
     if not re.fullmatch(r"val/(return(_episode_\d+)?|success_(mean|fraction))", monitor):
         raise ConfigError(f"checkpoint.monitor is {monitor}; expected val/return or another mean of docs/metrics.md")
@@ -186,6 +191,25 @@ def check_fits(path: str, saved: dict[str, torch.Tensor], model: dict[str, torch
                 f"--ckpt_path {path} is of another model: {name} has shape {found} there; expected {expected}, as "
                 "configured"
             )
+
+
+def check_continues(path: str, checkpoint: dict[str, Any], config: Any) -> None:
+    """Refuses to go on with other optimisers than those of the checkpoint.
+
+    Args:
+        path: the checkpoint's path, for the message.
+        checkpoint: the checkpoint.
+        config: what is configured now.
+
+    Raises:
+        ConfigError: something else trains the encoder now.
+    """
+    saved = (yaml.safe_load(checkpoint[CHECKPOINT_CONFIG])["model"].get("inference") or {}).get("encoder_loss", "rl")
+    if saved != config.model.inference.encoder_loss:
+        raise ConfigError(
+            f"model.inference.encoder_loss is {config.model.inference.encoder_loss} and --ckpt_path {path} was trained "
+            f"with {saved}; expected {saved}, to which its optimisers belong"
+        )
 
 
 def one_line(message: str) -> str:

@@ -50,7 +50,7 @@ class InferenceFigure(Callback):
         logger = find_logger(trainer)
         if not learner.inference_profile or not trainer.is_global_zero:
             return
-        if logger is None and trainer.ckpt_path is None:
+        if logger is None and trainer.state.fn != "validate":
             return
         directory = logger.run_dir if logger is not None else Path(str(trainer.ckpt_path)).parent
         path = directory / f"inference_{learner.frames:010d}.png"

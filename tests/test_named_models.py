@@ -27,6 +27,7 @@ from hyperrl.errors import ConfigError
 from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.policy import PolicyConfig
+from hyperrl.modules.policy_config import SOURCES
 
 pytestmark = tiny.QUIET
 PUBLISHED = json.loads((Path(__file__).parent / "data" / "named_models.json").read_text())
@@ -194,6 +195,16 @@ def _generation(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         yield from ((name, name in SCHEMES[scheme]) for name in SCHEMES["both_hyperinit"])
 
 
+def _read(policy: dict[str, Any]) -> dict[str, Any]:
+    """What a policy reads of its configuration: nothing about inputs that it is not given."""
+    given = {name for name in SOURCES if policy[f"use_{name}"]} | (
+        {"task"} if policy["task_replaces"] != "none" else set()
+    )
+    about = {f"normalize_{name}" for name in SOURCES} | {f"{name}_embedding_dim" for name in SOURCES}
+    read = {f"normalize_{name}" for name in given} | {f"{name}_embedding_dim" for name in given}
+    return {key: value for key, value in policy.items() if key not in about - read}
+
+
 def _class(value: dict[str, Any] | None) -> tuple[str | None, dict[str, Any]]:
     """Name and options of a configured class."""
     return (value["class_path"].rpartition(".")[2], value.get("init_args") or {}) if value else (None, {})
@@ -302,14 +313,18 @@ class TestComposition:
             model = yaml.safe_load(path.read_text())["model"]
             assert not set(model.get("inference", {})) & set(settings["inference"])
 
-    @pytest.mark.parametrize("name", MODELS)
-    def test_experiments_take_any_model(self, command_line: CommandLine, name: str) -> None:
-        """With what the environment decides as in its own file."""
-        first = ("experiment/quickstart", "env/gridnavi")
-        model, alone = (command_line.settings(other, f"model/{name}")["model"] for other in first)
-        InferenceConfig(**model["inference"])
-        PolicyConfig(**model["policy"])
-        assert model["inference"] == alone["inference"]
+    @pytest.mark.parametrize("experiment", configuration.shipped_configs("experiment"))
+    def test_experiments_take_any_model(self, command_line: CommandLine, experiment: str) -> None:
+        """Nothing of the experiment's own model is left over."""
+        for name in MODELS:
+            model, alone = (command_line.settings(x, f"model/{name}")["model"] for x in (experiment, "env/gridnavi"))
+            PolicyConfig(**model["policy"])
+            InferenceConfig(**model["inference"])
+            assert _read(model["policy"]) == _read(alone["policy"]), name
+            if alone["policy"]["use_latent"]:
+                assert model["encoder"] == alone["encoder"], name
+            own = yaml.safe_load(MODELS[name].read_text())["model"]["inference"]
+            assert {key: model["inference"][key] for key in own} == {key: alone["inference"][key] for key in own}, name
 
 
 @pytest.mark.parametrize("name", PUBLISHED["models"])

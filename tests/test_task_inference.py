@@ -41,7 +41,7 @@ MODES: dict[str, tuple[Settings, Settings, Settings, Settings]] = {
     "task at times, without decoder": ({**WARM, "task_chance": 0.5}, {}, {"task": "embedding"}, TASK),
     "continuous, each environment by itself": (
         {},
-        {"sample_latent": True},
+        {"sample_latent": True, "action_embedding_dim": 4},
         {"encoder_loss": "both", "state": "gaussian"},
         {**CONTINUOUS, "steps_per_rollout": 20, "frames": 400},
     ),

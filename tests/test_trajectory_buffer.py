@@ -315,8 +315,10 @@ class TestState:
 
     def test_a_buffer_of_another_size_is_refused(self) -> None:
         state = make_buffer(capacity=8).state_dict()
-        with pytest.raises(ValueError, match=r"of the stored buffer are \(8, 9\); expected \(8, 10\)"):
+        with pytest.raises(ValueError, match=r"capacity 8 and horizon 9 of .*; expected capacity 8 and horizon 10"):
             make_buffer(capacity=8, horizon=10).load_state_dict(state)
+        with pytest.raises(ValueError, match=r"task_id; expected .*, observation$"):
+            make_buffer(capacity=8, extra=()).load_state_dict(state)
 
 
 ENVIRONMENTS = [

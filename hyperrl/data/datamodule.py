@@ -170,7 +170,6 @@ class MetaDataModule(LightningDataModule):
             self.stream.load_state_dict(state["stream"])
         except ValueError as error:
             _log.warning("%s: all environments start with new tasks", error)
-            return
         if self.trajectories is None or state["trajectories"] is None:
             return
         try:
@@ -208,7 +207,7 @@ class MetaDataModule(LightningDataModule):
         assert self.trainer is not None
         options = {**self.eval_options, **({"task_split": "test"} if stage == "test" and self.held_out else {})}
         env = self._make_env(stage, self.num_tasks[stage], options, self._learner.frames)
-        settings = self._learner.trajectory_settings
+        settings = self._learner.trajectory_settings if stage == "val" else None
         seed = derive_seed(run_seed(), f"{stage} latents", self.trainer.global_rank, self._learner.frames)
         generator = torch.Generator(env.device).manual_seed(seed)
         with self._acting_precision():
@@ -234,7 +233,10 @@ class MetaDataModule(LightningDataModule):
         if source == self._source and len(streams) == (self.trainer.world_size if self.trainer else 1):
             self._pending = streams[self.trainer.global_rank if self.trainer else 0]
         elif source and self.trainer and self.trainer.training:
-            _log.warning("environments or ranks differ from the checkpoint's: all of them start with new tasks")
+            _log.warning(
+                "environments or ranks differ from the checkpoint's: all of them start with new tasks, and without the "
+                "trajectories of earlier ones"
+            )
 
     @property
     def _source(self) -> dict[str, Any]:

@@ -140,23 +140,28 @@ class TrajectoryBuffer:
     def state_dict(self) -> dict[str, Any]:
         """Everything that later contents and samples depend on: plain tensors and numbers, on the CPU."""
         return {
-            "capacity": self.capacity,
-            "horizon": self.horizon,
+            "kind": self._kind,
             "position": self.position,
             "trajectories": _to_cpu(self._ring[: self._filled] if self._ring is not None else None),
             "running": _to_cpu(self.running),
             "generator": self._generator.get_state(),
         }
 
+    @property
+    def _kind(self) -> str:
+        """What a stored state has to agree with."""
+        kept = ", ".join((*self._steps, *self._constants))
+        return f"capacity {self.capacity} and horizon {self.horizon} of {kept}"
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues from :meth:`state_dict`; the next rollout says on which device.
 
         Raises:
-            ValueError: the state is of a buffer of another size.
+            ValueError: the state is of a buffer of another size, or of one that keeps something else.
         """
-        size, own = (state["capacity"], state["horizon"]), (self.capacity, self.horizon)
-        if size != own:
-            raise ValueError(f"capacity and horizon of the stored buffer are {size}; expected {own}")
+        kind, own = state["kind"], self._kind
+        if kind != own:
+            raise ValueError(f"the stored buffer has {kind}; expected {own}")
         self._ring, self.running = _from_state(state["trajectories"]), _from_state(state["running"])
         self._filled = 0 if self._ring is None else len(self._ring)
         self.position = state["position"]

@@ -27,10 +27,12 @@ class Agent(nn.Module):
 
     Attributes:
         updates: number of finished PPO updates ``[]``, which the warm-up on the task counts.
+        renewed: whether the policy has started anew ``[]``.
         fresh_policy: what the policy becomes after the warm-up, with ``hard_reset``; not trained.
     """
 
     updates: Tensor
+    renewed: Tensor
 
     def __init__(self, env_info: EnvInfo, encoder: EncoderConfig, policy: PolicyConfig) -> None:
         super().__init__()
@@ -40,6 +42,8 @@ class Agent(nn.Module):
             self.encoder = TrajectoryEncoder(env_info.obs_dim, actions.dim, encoder, env_info.horizon)
         self.policy = self._policy(env_info, policy)
         self.fresh_policy = self._policy(env_info, policy).requires_grad_(False) if policy.hard_reset else None
+        # A resumed run may have another warm-up, and must start anew once all the same.
+        self.register_buffer("renewed", torch.tensor(False), persistent=policy.hard_reset)
         self.register_buffer("updates", torch.tensor(0), persistent=policy.task_replaces != "none")
         self.task_key = keys.TASK_ID if keys.TASK_ID in policy.publish else keys.TASK
 
@@ -91,8 +95,9 @@ class Agent(nn.Module):
     def finish_update(self) -> None:
         """Counts a PPO update. After the last one of a warm-up the policy starts anew, with ``hard_reset``."""
         self.updates += 1
-        if self.fresh_policy is not None and self.updates == self.policy.config.task_warmup:
+        if self.fresh_policy is not None and not self.renewed and not self.warming_up:
             self.policy.start_anew(self.fresh_policy)
+            self.renewed.fill_(True)
 
 
 class Actor(TensorDictModuleBase):

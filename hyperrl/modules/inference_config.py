@@ -129,8 +129,13 @@ class InferenceConfig:
     @property
     def publish(self) -> tuple[str, ...]:
         """What the environment has to publish besides the observation, as TensorDict keys."""
+        return self.trajectory_entries + ((keys.TASK,) if self.compares_task else ())
+
+    @property
+    def trajectory_entries(self) -> tuple[str, ...]:
+        """What of that is kept with trajectories."""
         states = (keys.STATE_ID,) if self.decodes and self.reward != "none" and self.reward_per_state else ()
-        task = () if self.task == "none" else (keys.TASK_ID if self.task == "id" else keys.TASK,)
+        task = (keys.TASK_ID if self.task == "id" else keys.TASK,) if self.decodes_task else ()
         return states + task
 
 
@@ -170,14 +175,18 @@ def _check_combinations(config: InferenceConfig) -> None:
     expected = "reward_per_state: true, over whose states the categories range"
     alone = config.reward == "categorical" and not config.reward_per_state
     _refuse(config, "reward", "reward_per_state", alone, expected)
+    nothing = config.decodes and config.reward == config.state == "none" and not config.decodes_task
+    expected = "something to decode, or encoder_loss: rl_and_kl"
+    _refuse(config, "encoder_loss", "reward", nothing, expected)
+    for name in ("precollect_frames", "bptt_steps"):
+        idle = bool(getattr(config, name)) and not config.uses_trajectories
+        _refuse(config, name, "encoder_loss", idle, "another encoder_loss, since rl learns from no trajectories")
     own = config.encoder_loss == "inference"
     expected = "encoder_loss: inference, since only a decoder can predict an id"
     _refuse(config, "task", "encoder_loss", config.task == "id" and not own, expected)
     _refuse(config, "pretrain_updates", "encoder_loss", config.pretrain_updates > 0 and not own, "inference")
-    nothing = not config.decodes or (config.reward == config.state == "none" and not config.decodes_task)
-    expected = "stochastic: true, or something to decode"
-    _refuse(config, "stochastic", "encoder_loss", config.uses_trajectories and nothing and not config.stochastic,
-            expected)  # fmt: skip
+    idle = config.encoder_loss == "rl_and_kl" and not config.stochastic
+    _refuse(config, "stochastic", "encoder_loss", idle, "stochastic: true, or encoder_loss: rl")
 
 
 def _refuse(config: InferenceConfig, key: str, other: str, clash: bool, expected: str) -> None:

@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 
 from hyperrl import keys
-from hyperrl.distributed import gather_over_ranks
+from hyperrl.distributed import gather_over_ranks, sum_over_ranks
 from hyperrl.env_info import EnvInfo
 from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.metrics import adaptation_metrics
@@ -92,6 +92,11 @@ class MetaPPO(LightningModule):
                 f"data.num_envs ({num_envs}) is not divisible by model.ppo.num_minibatches ({ppo.num_minibatches}); "
                 "expected whole environments in equal minibatches"
             )
+        if inference.precollect_frames >= frames:
+            raise ConfigError(
+                f"model.inference.precollect_frames is {inference.precollect_frames} and data.frames is {frames}; "
+                "expected fewer, or nothing would be learnt"
+            )
         self.automatic_optimization = False
         self.config = ppo
         self.total_frames = frames
@@ -116,9 +121,9 @@ class MetaPPO(LightningModule):
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         """One fused Adam for all that the RL loss trains, and one for the encoder where it does not train that."""
-        return [torch.optim.Adam(groups, fused=True) for groups in self._parameter_groups()]
+        return [torch.optim.Adam(groups, fused=True) for groups in self.parameter_groups()]
 
-    def _parameter_groups(self) -> list[list[ParameterGroup]]:
+    def parameter_groups(self) -> list[list[ParameterGroup]]:
         """The groups of each optimiser: policy; encoder and decoders, as far as they have parameters."""
         config = self.inference.config
         policy = {"params": list(self.agent.policy.parameters()), "lr": self.config.lr, "eps": self.config.eps}
@@ -137,13 +142,19 @@ class MetaPPO(LightningModule):
         return {
             "capacity": config.buffer_capacity,
             "store_probability": config.store_probability,
-            "extra": config.publish,
+            "extra": config.trajectory_entries,
         }
 
     @property
     def trajectories(self) -> TrajectorySource:
         """The finished trajectories."""
         return self.trainer.datamodule.trajectories  # type: ignore[attr-defined]
+
+    @property
+    def has_trajectories(self) -> bool:
+        """Whether every rank has finished trajectories: all of them take the same steps."""
+        ready = sum_over_ranks(torch.tensor(float(len(self.trajectories) > 0), device=self.device))
+        return bool(ready == self.trainer.world_size)
 
     @property
     def frozen(self) -> bool:
@@ -171,7 +182,7 @@ class MetaPPO(LightningModule):
     def _learn(self, rollout: TensorDictBase) -> list[list[Logged]]:
         """Pre-training of task inference, once, or an update; what each of its optimiser steps logs, by kind."""
         config = self.inference.config
-        if not self.pretrained and len(self.trajectories):
+        if not self.pretrained and not self.frozen and self.has_trajectories:
             self._wait(rollout)
             self.pretrained = True
             return [self.infer(config.pretrain_updates)]
@@ -263,7 +274,7 @@ class MetaPPO(LightningModule):
     def _inference_loss(self, batch: TensorDictBase, latent: Tensor) -> tuple[Tensor, Logged]:
         """What task inference adds to the loss of a minibatch, and what is logged of it."""
         config, total, logged = self.inference.config, latent.new_zeros(()), {}
-        if config.uses_trajectories and len(self.trajectories):
+        if config.uses_trajectories and self.has_trajectories:
             terms = self.inference.trajectory_loss(self.agent, self.trajectories.sample(config.batch_trajectories))
             total, logged = total + config.coeff * terms.total, self.inference.metrics(terms)
         if config.compares_task:
@@ -300,7 +311,7 @@ class MetaPPO(LightningModule):
 
     def infer(self, updates: int) -> list[Logged]:
         """Updates of encoder and decoders on whole trajectories, as soon as there are any (section 7.4)."""
-        if not len(self.trajectories):
+        if not self.has_trajectories:
             return []
         number = self.inference.config.batch_trajectories
         return [self.infer_from(self.trajectories.sample(number)) for _ in range(updates)]
@@ -340,7 +351,7 @@ class MetaPPO(LightningModule):
     def _anneal(self) -> None:
         """Sets the learning rates by frames, after each update; task inference of its own keeps its rate."""
         left = max(0.0, 1 - self.frames / self.total_frames) if self.config.lr_schedule == "linear" else 1.0
-        for number, (optimizer, groups) in enumerate(zip(self._optimizers, self._parameter_groups(), strict=True)):
+        for number, (optimizer, groups) in enumerate(zip(self._optimizers, self.parameter_groups(), strict=True)):
             # Not strict: a subclass may optimise the policy alone.
             for group, configured in zip(optimizer.param_groups, groups, strict=False):
                 group["lr"], group["eps"] = configured["lr"] * (1.0 if number else left), configured["eps"]
@@ -398,7 +409,7 @@ class MetaPPO(LightningModule):
         self.log_metrics(self.rollout_metrics)
 
     def _named_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """All that is trained."""
+        """All parameters by name, those of the agent as it names them."""
         return [*self.agent.named_parameters(), *self.inference.named_parameters("inference")]
 
     def _check_finite(self, metrics: dict[str, float], norms: list[float]) -> None:

@@ -38,7 +38,9 @@ class TaskInference(nn.Module):
 
     def __init__(self, env_info: EnvInfo, encoder: EncoderConfig, config: InferenceConfig, agent: Agent) -> None:
         super().__init__()
-        check_inference(env_info, agent.policy.config, config)
+        check_inference(env_info, encoder, agent.policy.config, config)
+        if config.compares_task and config.task == "description":
+            _check_width(agent, env_info.task_dim)
         self.config = config
         self.elbo: Elbo | None = None
         if config.uses_trajectories:
@@ -120,8 +122,8 @@ class TaskInference(nn.Module):
         return nn.functional.mse_loss(guess, target)
 
 
-def check_inference(env_info: EnvInfo, policy: PolicyConfig, config: InferenceConfig) -> None:
-    """Refuses settings of inference that do not go with the policy or the environment.
+def check_inference(env_info: EnvInfo, encoder: EncoderConfig, policy: PolicyConfig, config: InferenceConfig) -> None:
+    """Refuses settings of inference that do not go with encoder, policy or environment.
 
     Raises:
         ConfigError: with the names of both keys.
@@ -135,6 +137,11 @@ def check_inference(env_info: EnvInfo, policy: PolicyConfig, config: InferenceCo
         raise ConfigError(
             "model.inference.reward_per_state is true and data.env has no ids of states; expected "
             "reward_per_state: false"
+        )
+    if config.decodes and config.state != "none" and not encoder.action_embedding_dim:
+        raise ConfigError(
+            f"model.inference.state is {config.state} and model.encoder.action_embedding_dim is 0, as wide as the "
+            "decoder embeds actions; expected at least 1, or state: none"
         )
     if config.freeze_during_warmup and not policy.task_warmup:
         raise ConfigError(
@@ -163,10 +170,16 @@ def _check_task(env_info: EnvInfo, policy: PolicyConfig, config: InferenceConfig
             f"{target} and model.policy.conditioning is {policy.conditioning}; expected hypernetwork or film, which "
             "generate a network"
         )
-    if config.task == "description" and config.compares_task and policy.latent_embedding_dim != env_info.task_dim:
+
+
+def _check_width(agent: Agent, task_dim: int) -> None:
+    """Refuses an embedding of the latent that cannot be compared with a task."""
+    assert agent.policy.latent is not None
+    width = agent.policy.latent.output_dim
+    if width != task_dim:
         raise ConfigError(
-            f"{target}, without a decoder, and model.policy.latent_embedding_dim is {policy.latent_embedding_dim}; "
-            f"expected {env_info.task_dim}, the width of the description"
+            f"model.inference.task is description, without a decoder, and model.policy.latent_embedding_dim makes "
+            f"latents {width} wide; expected {task_dim}, as wide as the description"
         )
 
 

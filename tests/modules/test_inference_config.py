@@ -9,9 +9,11 @@ import pytest
 from hyperrl import keys
 from hyperrl.env_info import EnvInfo
 from hyperrl.errors import ConfigError
+from hyperrl.modules.agent import Agent
+from hyperrl.modules.encoder import EncoderConfig
 from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.policy import PolicyConfig
-from hyperrl.modules.task_inference import check_inference
+from hyperrl.modules.task_inference import TaskInference
 
 NAN, INFINITE = float("nan"), float("inf")
 OUT_OF_RANGE = [
@@ -45,13 +47,20 @@ EXCLUSIVE: list[tuple[dict[str, Any], dict[str, str]]] = [
     ),
     *(
         ({"stochastic": False, "encoder_loss": loss, **nothing}, {"stochastic": "false", "encoder_loss": loss})
-        for loss, nothing in (
-            ("rl_and_kl", {}),
-            ("both", {"reward": "none"}),
-            ("both", {"reward": "none", "task": "embedding"}),  # compares embeddings, decodes nothing
-            ("inference", {"reward": "none"}),
+        for loss, nothing in (("rl_and_kl", {}),)
+    ),
+    *(
+        ({"encoder_loss": loss, "reward": "none", **more}, {"encoder_loss": loss, "reward": "none"})
+        for loss, more in (
+            ("both", {}),
+            ("both", {"task": "embedding"}),  # compares embeddings, decodes nothing
+            ("inference", {}),
+            ("inference", {"stochastic": False}),
         )
     ),
+    ({"precollect_frames": 9}, {"precollect_frames": "9", "encoder_loss": "rl"}),
+    ({"bptt_steps": 9}, {"bptt_steps": "9", "encoder_loss": "rl"}),
+    ({"reward": "categorical"}, {"reward": "categorical", "reward_per_state": "false"}),
 ]
 # Beside inference, settings of the policy, and of the environment.
 ELBO = {"encoder_loss": "inference"}
@@ -111,14 +120,18 @@ CLASHES: list[tuple[dict[str, Any], dict[str, Any], EnvInfo, list[str]]] = [
             {"encoder_loss": loss, "task": "description"},
             {"latent_embedding_dim": 3},
             RICH,
-            ["model.inference.task is description", "model.policy.latent_embedding_dim is 3", "expected 2"],
+            [
+                "model.inference.task is description",
+                "model.policy.latent_embedding_dim makes latents 3 wide",
+                "expected 2",
+            ],
         )
         for loss in ("rl", "both", "rl_and_kl")
     ),
 ]
 # Next to what is refused, and fine.
 FINE: list[tuple[dict[str, Any], dict[str, Any], EnvInfo]] = [
-    ({}, TASK_IS_INPUT, BARE),
+    ({}, TASK_IS_INPUT, RICH),
     ({"reward_per_state": True}, {}, BARE),  # nothing is decoded
     ({**ELBO, "reward_per_state": True, "reward": "none", "state": "gaussian"}, {}, BARE),
     ({**ELBO, "reward_per_state": True}, {}, RICH),
@@ -136,6 +149,15 @@ FINE: list[tuple[dict[str, Any], dict[str, Any], EnvInfo]] = [
     ({"stochastic": False, **ELBO, "reward": "none", "task": "id"}, {}, RICH),
     ({"store_probability": 1.0, "kl_coeff": 0.0, "precollect_frames": 0, "reward_layers": []}, {}, RICH),
 ]
+
+
+def build(
+    inference: dict[str, Any], policy: dict[str, Any], env_info: EnvInfo, action_embedding_dim: int = 3
+) -> TaskInference:
+    """Task inference of a small agent."""
+    encoder = EncoderConfig(hidden_dim=4, action_embedding_dim=action_embedding_dim)
+    agent = Agent(env_info, encoder, PolicyConfig(**{"layers": [4], "state_embedding_dim": 4, **policy}))
+    return TaskInference(env_info, encoder, InferenceConfig(**inference), agent)
 
 
 @pytest.mark.parametrize(("name", "value", "expected"), OUT_OF_RANGE)
@@ -158,7 +180,7 @@ def test_what_does_not_go_with_policy_or_environment_is_named(
     inference: dict[str, Any], policy: dict[str, Any], env_info: EnvInfo, words: list[str]
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        check_inference(env_info, PolicyConfig(**policy), InferenceConfig(**inference))
+        build(inference, policy, env_info)
     message = str(error.value)
     assert [word for word in words if word not in message] == []
     assert "; expected" in message
@@ -169,7 +191,15 @@ def test_what_does_not_go_with_policy_or_environment_is_named(
 def test_what_goes_together_is_not_refused(
     inference: dict[str, Any], policy: dict[str, Any], env_info: EnvInfo
 ) -> None:
-    check_inference(env_info, PolicyConfig(**policy), InferenceConfig(**inference))
+    build(inference, policy, env_info)
+
+
+def test_a_decoder_of_states_needs_actions() -> None:
+    for loss in ("inference", "both"):
+        settings = {"encoder_loss": loss, "state": "gaussian"}
+        with pytest.raises(ConfigError, match=r"state is gaussian and model\.encoder\.action_embedding_dim is 0"):
+            build(settings, {}, RICH, action_embedding_dim=0)
+        build({**settings, "state": "none"}, {}, RICH, action_embedding_dim=0)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +209,7 @@ def test_what_goes_together_is_not_refused(
         ({"reward_per_state": True}, ()),
         ({**ELBO, "reward_per_state": True}, (keys.STATE_ID,)),
         ({"encoder_loss": "rl_and_kl", "reward_per_state": True}, ()),
-        ({**ELBO, "reward_per_state": True, "reward": "none"}, ()),
+        ({**ELBO, "reward_per_state": True, "reward": "none", "state": "gaussian"}, ()),
         ({**ELBO, "task": "id"}, (keys.TASK_ID,)),
         ({"task": "description"}, (keys.TASK,)),
         ({**ELBO, "task": "base_network", "reward_per_state": True}, (keys.STATE_ID, keys.TASK)),

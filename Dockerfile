@@ -14,13 +14,14 @@ FROM python:${PYTHON_VERSION}-slim-bookworm AS torch-cuda
 ENV TORCH_INDEX=
 
 FROM torch-${VARIANT} AS builder
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY constraints.txt ./
 RUN python -m venv /opt/hyperrl && /opt/hyperrl/bin/pip install --upgrade pip
 # torch first, as in the Makefile; everything else, its own dependencies too, follows pinned.
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/hyperrl/bin/pip install --no-deps ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} "$(grep '^torch==' constraints.txt)"
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml hatch_build.py README.md LICENSE ./
 COPY hyperrl ./hyperrl
 COPY configs ./configs
 RUN --mount=type=cache,target=/root/.cache/pip \
@@ -30,6 +31,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 ARG UID=1000
+# The C kernels need an OpenMP library where torch does not bring its own under that name.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid "$UID" hyperrl && install -d -o hyperrl -g hyperrl /home/hyperrl/runs
 COPY --from=builder /opt/hyperrl /opt/hyperrl
 # The image holds no git; without this MLflow complains about it.

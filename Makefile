@@ -21,7 +21,7 @@ help: ## show this list
 install: $(STAMP) ## create .venv and install HyperRL with its development tools
 
 # torch goes first, alone and pinned: left to the resolver, the newest build with its CUDA libraries would come along.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml constraints.txt hatch_build.py hyperrl/modules/scan_kernels.c
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and \
 	  "HyperRL needs Python 3.11 to 3.13, not " + sys.version.split()[0] + ": try make PYTHON=python3.11")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
@@ -57,5 +57,5 @@ bench: $(STAMP) ## measure environments, generated layers and training
 	$(BIN)/python benchmarks/train.py --config configs/experiment/gridnavi_rnn_hn.yaml --frames 50000
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache hyperrl/modules/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

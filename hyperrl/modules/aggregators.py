@@ -1,21 +1,20 @@
 """Aggregators: order-free summaries of all that was seen in a task (spec/models.md section 2).
 
-Each is written once, in terms of `Memory`, and runs one step at a time for acting and as parallel scans for learning.
+Each is written once, in terms of `Memory`, and runs one step at a time for acting and as scans for learning.
 `docs/aggregators.md` shows how to write one in a file of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import softplus
 
 from hyperrl.errors import ConfigError
-from hyperrl.modules.memory import Memory, Part, SequenceMemory, StepMemory
+from hyperrl.modules.memory import Memory, Part, SequenceMemory, StepMemory, Weighting, divide
 
 LOW = -999999.0
 SMALLEST_DENOMINATOR = 0.1
@@ -235,8 +234,7 @@ class WeightedAverage(Aggregator):
         value, weight = x.chunk(2, -1)
         if self.weighing is not None:
             return self.weighing(value, weight, memory)
-        total, norm = _weighted_sums(value, softplus(weight), memory)
-        return divide(total, norm.clamp(min=SMALLEST_DENOMINATOR), straight_through=self.straight_through)
+        return memory.mean(value, softplus(weight), Weighting(SMALLEST_DENOMINATOR, self.straight_through))
 
 
 class Softmax(Aggregator):
@@ -281,10 +279,8 @@ class Gaussian(Aggregator):
     def aggregate(self, x: Tensor, memory: Memory) -> Tensor:
         """See `Aggregator`."""
         value, weight = x.chunk(2, -1)
-        total, norm = _weighted_sums(value, softplus(weight), memory)
-        precision = norm.clamp(min=SMALLEST_DENOMINATOR)
-        mean = divide(total, precision, straight_through=self.straight_through)
-        return torch.cat([mean, -precision.log()], -1)
+        weighting = Weighting(SMALLEST_DENOMINATOR, self.straight_through, log_variance=True)
+        return memory.mean(value, softplus(weight), weighting)
 
 
 class Weighing(nn.Module):
@@ -330,42 +326,8 @@ class Weighing(nn.Module):
         """The weighted mean ``[..., d]`` of ``value [..., d]``, given ``weight [..., d]`` (u)."""
         temperature = self.log_temperature.exp()
         exponent = (weight - SHIFT) / temperature + LOWEST / temperature.detach()
-        shift = memory.max("shift", exponent.detach()).detach()
-        decay = (memory.before("shift").detach() - shift).exp()
-        total, norm = _weighted_sums(value, (exponent - shift).exp(), memory, decay)
-        # Above 1 as soon as an exponent was positive, since the largest one then counts 1.
-        norm = norm.clamp(min=1.0)
-        unit = self.published_unit(shift) if self.straight_through else None
-        return divide(total, norm, straight_through=self.straight_through, unit=unit)
-
-
-def divide(numerator: Tensor, denominator: Tensor, *, straight_through: bool, unit: Tensor | None = None) -> Tensor:
-    """Divides; with `straight_through` the gradient reaches the numerator unchanged and the denominator not at all.
-
-    Args:
-        numerator: ``[..., d]``.
-        denominator: ``[..., d]`` or ``[..., 1]``, not 0.
-        straight_through: whether to ignore the division when differentiating (spec/models.md section 2).
-        unit: what a numerator of 1 stands for ``[..., d]``, where that is not 1.
-
-    Returns:
-        The ratio ``[..., d]``.
-    """
-    return _StraightThrough.apply(numerator, denominator, unit) if straight_through else numerator / denominator
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, numerator: Tensor, denominator: Tensor, unit: Tensor | None) -> Tensor:
-        ctx.save_for_backward(*(() if unit is None else (unit,)))
-        return numerator / denominator
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        for unit in ctx.saved_tensors:
-            grad = grad * unit
-        return grad, None, None
+        # The denominator is above 1 as soon as an exponent was positive, since the largest one then counts 1.
+        return memory.mean(value, exponent, Weighting(1.0, self.straight_through, self.published_unit))
 
 
 def _half(width: int, kind: type[Aggregator]) -> int:
@@ -376,7 +338,3 @@ def _half(width: int, kind: type[Aggregator]) -> int:
 
 def _weighted_parts(width: int) -> dict[str, Part]:
     return {"total": Part(width), "norm": Part(width)}
-
-
-def _weighted_sums(value: Tensor, weight: Tensor, memory: Memory, decay: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    return memory.sum("total", value * weight, decay), memory.sum("norm", weight, decay)

@@ -9,10 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from hyperrl.modules import scan
 from hyperrl.modules.scan import linear_scan, running_max, running_sum
 
 LENGTHS = [1, 2, 3, 4, 7, 8, 9, 60, 61, 256, 257, 700]
 SUM, MAX, MAX_THROUGH = running_sum, running_max, partial(running_max, straight_through=True)
+LONG = 10_000
+
+
+@pytest.fixture(params=[False, True], ids=["blocks", "kernels"], autouse=True)
+def _form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every test runs in both forms, whatever the device would choose."""
+    monkeypatch.setattr(scan, "has_kernels", lambda tensor: request.param)
 
 
 def looped(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
@@ -131,3 +139,76 @@ def test_nothing_crosses_a_reset(kind: Any) -> None:
         clean = kind(value, reset, state, initial)
         value[:, :20], state[:] = float("inf"), float("nan")
         torch.testing.assert_close(kind(value, reset, state, initial)[:, 20:], clean[:, 20:])
+
+
+@pytest.mark.parametrize("kind", [SUM, MAX], ids=["sum", "max"])
+def test_views_of_wider_tensors(kind: Any) -> None:
+    value, reset, state, initial = segments(60, 0.1)
+    wide, narrow = torch.stack([value, -value], -1).detach().requires_grad_(), slice(1, None)
+    upstream = torch.randn(2, 60, 2, generator=torch.Generator().manual_seed(7), dtype=torch.float64).mT.contiguous().mT
+    results = []
+    for x in (wide[narrow, ..., 0], value[narrow]):
+        y = kind(x, None if reset is None else reset[narrow], state[narrow], initial[narrow])
+        results.append((y, *torch.autograd.grad(y, (x, state, initial), upstream)))
+    for own, target in zip(*results, strict=True):
+        torch.testing.assert_close(own, target)
+
+
+@pytest.mark.parametrize("kind", [SUM, MAX], ids=["sum", "max"])
+def test_what_is_not_a_number_stays_so_until_a_reset(kind: Any) -> None:
+    value, reset, state, initial = segments(40, 0.0)
+    reset = torch.zeros(3, 40, dtype=torch.bool)
+    reset[:, 30] = True
+    with torch.no_grad():
+        value[:, 10] = float("nan")
+        missing = kind(value, reset, state, initial).isnan()
+    assert missing[:, 10:30].all()
+    assert not missing[:, :10].any()
+    assert not missing[:, 30:].any()
+
+
+def test_single_precision_stays_close_to_double_over_long_sequences() -> None:
+    generator = torch.Generator().manual_seed(0)
+    value = torch.rand(2, LONG, 3, generator=generator).requires_grad_()
+    state = torch.zeros(2, 3)
+    upstream = torch.rand(2, LONG, 3, generator=generator)
+    y = running_sum(value, None, state, state)
+    (grad,) = torch.autograd.grad(y, value, upstream)
+    torch.testing.assert_close(y.double(), value.double().cumsum(1), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grad.double(), upstream.double().flip(1).cumsum(1).flip(1), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_and_features(threads: int) -> None:
+    before, tensors = torch.get_num_threads(), inputs(61, 600)
+    expected, leaves = looped(*tensors), [tensor.requires_grad_() for tensor in tensors]
+    torch.set_num_threads(threads)
+    try:
+        result = linear_scan(*leaves)
+        torch.testing.assert_close(result, expected)
+        grads = [torch.autograd.grad(y.square().sum(), leaves) for y in (result, looped(*leaves))]
+        for own, target in zip(*grads, strict=True):
+            torch.testing.assert_close(own, target)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_mixed_precision_is_that_of_the_value() -> None:
+    decay, value, initial = inputs(61, 2)
+    result = linear_scan(decay, value.float(), initial)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), looped(decay, value, initial), rtol=1e-5, atol=1e-5)
+
+
+def test_states_of_the_wrong_shape_are_refused() -> None:
+    decay, value, initial = inputs(10, 2)
+    with pytest.raises(RuntimeError):
+        linear_scan(decay, value, initial[:2])
+    with pytest.raises(RuntimeError):
+        linear_scan(decay[:, :5], value, initial)
+
+
+@pytest.mark.parametrize("kind", [SUM, MAX, MAX_THROUGH], ids=["sum", "max", "straight"])
+def test_what_is_never_reset_to_has_no_gradient(kind: Any) -> None:
+    value, _, state, initial = segments(8, 0.0)
+    assert torch.autograd.grad(kind(value, None, state, initial).sum(), initial, allow_unused=True) == (None,)

@@ -16,6 +16,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from hyperrl import cli, keys
+from hyperrl.errors import ConfigError
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.ppo import PPOConfig
 
@@ -286,6 +287,29 @@ def test_a_resumed_run_goes_on_as_if_never_interrupted(in_folder: Callable[..., 
     assert resumed.model.frames == whole.model.frames == 1440
     for (name, ours), theirs in zip(resumed.model.state_dict().items(), whole.model.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
+
+
+def test_what_cannot_go_on_is_refused_by_name(in_folder: Callable[..., Any]) -> None:
+    in_folder("fit", *ARGS, "--data.frames=480", "--trainer.logger=false")
+    path = str(next(Path().rglob("last.ckpt")))
+    with pytest.raises(ConfigError, match=r"encoder_loss is both and --ckpt_path .* was trained with inference"):
+        in_folder("fit", "--ckpt_path", path, "--data.frames=960", "--model.inference.encoder_loss=both")
+    with pytest.raises(ConfigError, match=r"precollect_frames is 960 and data\.frames is 960; expected fewer"):
+        in_folder("fit", *ARGS, "--data.frames=960", "--model.inference.precollect_frames=960")
+    with pytest.raises(ConfigError, match=r"strategy is ddp and model\.inference\.encoder_loss is inference"):
+        in_folder("fit", *ARGS, "--trainer.strategy=ddp")
+
+
+def test_a_run_resumed_with_a_shorter_warmup_still_starts_anew_and_only_once() -> None:
+    model, _ = prepared({**VI, "task": "embedding"}, {**WARM, "hard_reset": True, "task_warmup": 100})
+    agent = model.agent
+    assert not agent.renewed
+    agent.policy.config = replace(agent.policy.config, task_warmup=2)
+    agent.finish_update()
+    assert agent.renewed
+    torch.nn.init.zeros_(agent.policy.actor.layers[0].weight)
+    agent.finish_update()
+    assert not agent.policy.actor.layers[0].weight.any()
 
 
 def test_every_validation_leaves_a_picture_and_its_numbers(in_folder: Callable[..., Any]) -> None:

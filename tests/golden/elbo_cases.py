@@ -29,7 +29,7 @@ from hyperrl.modules.decoders import LatentDecoder, RewardDecoder, StateDecoder,
 from hyperrl.modules.elbo import Elbo, ElboTerms, Indices, gaussian_error, kl_divergence
 from hyperrl.modules.encoder import TrajectoryEncoder, Transition
 from hyperrl.modules.encoder_config import EncoderConfig
-from hyperrl.modules.inference_config import InferenceConfig
+from hyperrl.modules.inference_config import EncoderLoss, InferenceConfig
 
 # The reference embeds the action even where its decoder is not given it; ours has no such layer.
 UNUSED_ACTION = ("action_encoder.fc.weight", "action_encoder.fc.bias")
@@ -168,15 +168,15 @@ def trajectories_of(prev_observation: Tensor, action: Tensor, reward: Tensor, ob
     return TensorDict({**steps, keys.LENGTH: torch.full((batch,), length)}, batch_size=[batch])
 
 
-def inference_config(args: Mapping[str, Any]) -> InferenceConfig:
-    """The configuration that the reference's arguments describe."""
+def inference_config(args: Mapping[str, Any], encoder_loss: EncoderLoss = "inference") -> InferenceConfig:
+    """The configuration that the reference's arguments describe, for an encoder with this loss."""
     task = {"task_id": "id", "task_description": "description"}[args["task_pred_type"]]
     if args["ti_coeff"] is not None:
         task = "embedding"
     # The loop over latents averages over trajectories, and knows nothing else.
     loop = args["split_batches_by_elbo"] or args["decode_only_past"]
     return InferenceConfig(
-        encoder_loss="inference",
+        encoder_loss=encoder_loss,
         stochastic=not args["disable_stochasticity_in_latent"],
         kl_coeff=args["kl_weight"],
         kl_prior="standard" if args["kl_to_gauss_prior"] else "previous",

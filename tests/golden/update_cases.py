@@ -36,7 +36,7 @@ from hyperrl.env_info import EnvInfo
 from hyperrl.modules.agent import Agent
 from hyperrl.modules.elbo import ElboTerms
 from hyperrl.modules.encoder import TrajectoryEncoder, Transition
-from hyperrl.modules.inference_config import InferenceConfig
+from hyperrl.modules.inference_config import EncoderLoss, InferenceConfig
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.ppo import PPOConfig
 from hyperrl.modules.task_inference import TaskInference
@@ -201,15 +201,21 @@ class Case:
 
     def _inference_config(self) -> InferenceConfig:
         args = self.args
-        config = replace(
-            inference_config(args), lr=args["lr_vae"], freeze_during_warmup=args["freeze_vae_during_warmup"]
+        config = inference_config(args, self._encoder_loss())
+        return replace(
+            config,
+            lr=args["lr_vae"],
+            coeff=args["vae_loss_coeff"],
+            freeze_during_warmup=args["freeze_vae_during_warmup"],
         )
+
+    def _encoder_loss(self) -> EncoderLoss:
+        args = self.args
         if not self.trained:
-            return config
-        if args["disable_decoder"] and args["disable_stochasticity_in_latent"]:
-            return replace(config, encoder_loss="rl")
-        loss = "rl_and_kl" if args["disable_decoder"] else "both"
-        return replace(config, encoder_loss=loss, coeff=args["vae_loss_coeff"])
+            return "inference"
+        if not args["disable_decoder"]:
+            return "both"
+        return "rl" if args["disable_stochasticity_in_latent"] else "rl_and_kl"
 
     def _load_decoders(self) -> dict[str, Slots]:
         """Loads the decoders, of which there are only those that are trained."""

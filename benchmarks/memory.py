@@ -26,6 +26,8 @@ from torch import Tensor, nn
 from hyperrl.modules import aggregators, sequence
 
 KEEP_FREED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 35)}
+# Rounds until the heap, which the forms cut up differently, has grown to all that they need.
+WARMUP = 3
 # The longest sequences that are measured: step by step, and whole ones of memories that take the square or more.
 LONGEST_STEPWISE, LONGEST_STEPWISE_QUADRATIC, LONGEST_COMPARISON = 1000, 100, 1000
 LONGEST_QUADRATIC = {"Transformer": 400, "CausalTransformer": 1000}
@@ -86,17 +88,17 @@ def fused_gru(gru: nn.GRU, x: Tensor) -> Tensor:
 
 
 def seconds(forms: Sequence[Run], x: Tensor, repeats: int) -> list[float]:
-    """Median time of forward and backward of each form, run alternately; the first round is not counted."""
+    """Median time of forward and backward of each form, run alternately; the first rounds are not counted."""
     with torch.no_grad():
         upstream = torch.randn_like(forms[0](x))
     times: list[list[float]] = [[] for _ in forms]
-    for _ in range(repeats + 1):
+    for _ in range(repeats + WARMUP):
         for form, record in zip(forms, times, strict=True):
             x.grad = None
             start = time.perf_counter()
             form(x).backward(upstream)
             record.append(time.perf_counter() - start)
-    return [statistics.median(record[1:]) for record in times]
+    return [statistics.median(record[WARMUP:]) for record in times]
 
 
 def kept_bytes(form: Run, x: Tensor, parameters: Sequence[Tensor]) -> int:
@@ -137,7 +139,7 @@ def measure(name: str, batch: int, steps: int, width: int) -> dict[str, float | 
 
 def repeats_for(steps: int) -> int:
     """More of the short ones."""
-    return max(3, min(15, 6000 // steps))
+    return max(5, min(15, 6000 // steps))
 
 
 def compare(first: Run, second: Run, batch: int, steps: int, width: int) -> float:

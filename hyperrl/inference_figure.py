@@ -73,7 +73,7 @@ def draw_profile(profile: Mapping[str, Sequence[float]], path: Path, episodes: i
         episodes: Episodes per task, whose borders are drawn.
         title: Above the picture.
     """
-    from matplotlib.figure import Figure  # noqa: PLC0415 - a run that infers nothing does not wait for it
+    from matplotlib.figure import Figure  # a run that infers nothing does not wait for it
 
     horizon = max(map(len, profile.values())) - 1
     drawn = [(label, lines) for label, lines in PANELS if lines.keys() & profile.keys()]

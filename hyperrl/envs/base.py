@@ -18,7 +18,8 @@ from torchrl.envs import EnvBase
 
 from hyperrl import keys
 from hyperrl.env_info import EnvInfo
-from hyperrl.envs.layout import Layout, SpecFactory, TaskSplit, check_positive, is_number
+from hyperrl.envs.layout import Layout, SpecFactory, TaskSplit, check_flags, check_positive, is_number
+from hyperrl.envs.rendering import Pictures
 
 _PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
 
@@ -50,7 +51,7 @@ class _ParsesFixedTask(type(EnvBase)):  # type: ignore[misc]
         return env
 
 
-class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
+class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
     """B environments as tensors on one device, each playing K episodes on a task before it gets a new one.
 
     With K > 1 a flag is appended to the observation, 1 where an inner episode has just ended. At such an end the next
@@ -74,6 +75,7 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
         test_fraction: share of the tasks that are test tasks (at least one task is on either side).
         split_seed: seed of the rule that divides the tasks.
         fixed_task: the task that every reset plays, in the units of the published task; None draws tasks.
+        record_path: keep the path of the current episode for `render_frame`, in families with places in a plane.
 
     Raises:
         ValueError: if an argument is out of range, a name in `publish` is unknown or unsupported by the family, or
@@ -82,6 +84,12 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
 
     shows_next_episode: ClassVar[bool] = False
     """Whether the step that ends an inner episode returns the next episode's first observation ("Maze" type)."""
+
+    single_episode: ClassVar[bool] = False
+    """Whether several episodes on one task make no sense, because an episode draws what there is to learn."""
+
+    task_changes: ClassVar[bool] = False
+    """Whether the task changes within an episode; it is then constant in no unit of time."""
 
     def __init__(
         self,
@@ -96,10 +104,14 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
         test_fraction: float = 0.2,
         split_seed: int = 0,
         fixed_task: Sequence[float] | None = None,
+        record_path: bool = False,
     ) -> None:
         check_positive("num_envs", num_envs)
         check_positive("episodes_per_task", episodes_per_task)
+        if self.single_episode and episodes_per_task != 1:
+            raise ValueError(f"`episodes_per_task` is {episodes_per_task}: {type(self).__name__} expects 1")
         check_positive("episode_length", layout.episode_length)
+        check_flags(record_path=record_path)
         _check_split(task_split, test_fraction, layout)
         super().__init__(device=torch.device(device), batch_size=(num_envs,))
         self.num_envs = num_envs
@@ -118,6 +130,7 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
         self.test_fraction = test_fraction
         self.split_seed = split_seed
         self.fixed_task = fixed_task
+        self.record_path = record_path
         self.publish = self._check_publish(publish)
         self.injectable: tuple[str, ...] = (keys.TASK,)
         self.state: dict[str, Tensor] = {}
@@ -169,6 +182,13 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
         """Return the next injected value of the draw called `name`, or else `sample()`."""
         queue = self._injected.get(name)
         return queue.popleft() if queue else sample()
+
+    def may_contain(self, mask: Tensor) -> bool:
+        """Return False only if `mask` is surely empty; looks at it where that does not make the host wait for a device.
+
+        An injected value must not be spent on an empty mask, so there the host waits.
+        """
+        return not (mask.device.type == "cpu" or any(self._injected.values())) or bool(mask.any())
 
     def split_tasks(self, tasks: Tensor) -> Tensor:
         """Return those of a finite set of tasks `[N, ...]` that belong to `task_split`, in their original order.
@@ -255,6 +275,7 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
         self.write("episode", mask, self._zero)
         self.reset_task(mask)
         self.reset_state(mask)
+        self._start_path(mask)
         no_flag = torch.zeros_like(mask)
         self.write(keys.OBSERVATION, mask, self._with_flag(self.observe(), no_flag))
         observation = self.state[keys.OBSERVATION]
@@ -279,9 +300,10 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
             raise RuntimeError("call reset() before step()")
         action = tensordict.get(keys.ACTION)
         observation, reward, episode_done, terminated = self.transition(action)
+        self._extend_path()
         # What is published belongs to the observation that is returned.
         published = {} if self.shows_next_episode else self._publications()
-        if self._may_contain(episode_done):
+        if self.may_contain(episode_done):
             observation, done, terminated = self._end_episodes(observation, episode_done, terminated)
             truncated = done ^ terminated
         else:
@@ -354,18 +376,12 @@ class MetaEnv(EnvBase, metaclass=_ParsesFixedTask):
         if self.episodes_per_task > 1:
             inner = episode_done ^ done
             self.state["episode"] = episode + inner
-            if self._may_contain(inner):
+            if self.may_contain(inner):
                 self.reset_state(inner)
+                self._start_path(inner)
                 if self.shows_next_episode:
                     observation = torch.where(inner.unsqueeze(-1), self.observe(), observation)
         return observation, done, done & terminated
-
-    def _may_contain(self, mask: Tensor) -> bool:
-        """False only if `mask` is surely empty. Looks at it where that does not make the host wait for a device.
-
-        An injected value must not be spent on an empty mask, so there the host waits.
-        """
-        return not (mask.device.type == "cpu" or any(self._injected.values())) or bool(mask.any())
 
     def _with_flag(self, observation: Tensor, episode_done: Tensor) -> Tensor:
         if self.episodes_per_task == 1:

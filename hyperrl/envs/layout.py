@@ -29,6 +29,7 @@ class MetaEnvOptions(TypedDict, total=False):
         test_fraction: share of the tasks that are test tasks (at least one task is on either side).
         split_seed: seed of the rule that divides the tasks.
         fixed_task: the task that every reset plays, in the units of the published task; None draws tasks.
+        record_path: keep the path of the current episode for `render_frame`, in families with places in a plane.
     """
 
     seed: int
@@ -38,6 +39,7 @@ class MetaEnvOptions(TypedDict, total=False):
     test_fraction: float
     split_seed: int
     fixed_task: Sequence[float] | None
+    record_path: bool
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
@@ -27,9 +28,10 @@ def supported(env: MetaEnv) -> list[str]:
 
 
 def build(env_id: str, num_envs: int = 6, **options: object) -> MetaEnv:
-    """Two episodes per task, everything published that can be."""
-    options = {"episodes_per_task": 2, **options}
-    return make_env(env_id, num_envs, publish=supported(make_env(env_id, 1)), **options)
+    """Two episodes per task where the family allows it, everything published that can be."""
+    example = make_env(env_id, 1)
+    options = {"episodes_per_task": 1 if example.single_episode else 2, **options}
+    return make_env(env_id, num_envs, publish=supported(example), **options)
 
 
 def play(env: MetaEnv, steps: int, seed: int = 0, td: TensorDict | None = None) -> TensorDict:
@@ -62,8 +64,8 @@ class TestEveryEnv:
     """The contract of `MetaEnv`, for all registered ids: a new family is covered by its table."""
 
     def test_specs_agree_with_the_data(self, env_id: str) -> None:
-        for episodes in (1, 2):
-            check_env_specs(build(env_id, episodes_per_task=episodes), break_when_any_done="both")
+        for options in ({}, {"episodes_per_task": 1}):
+            check_env_specs(build(env_id, **options), break_when_any_done="both")
 
     def test_contract_entries_are_at_the_root_and_in_next(self, env_id: str) -> None:
         env = build(env_id)
@@ -99,18 +101,26 @@ class TestEveryEnv:
     def test_task_is_constant_until_done_and_redrawn_then(self, env_id: str) -> None:
         env = build(env_id, num_envs=32)
         td = play(env, 2 * env.horizon)
-        assert torch.equal(td[keys.TASK], td[keys.NEXT, keys.TASK])
         changed = (td[keys.TASK][:, 1:] != td[keys.TASK][:, :-1]).any(-1, keepdim=True)
         done = td[keys.NEXT, keys.DONE][:, :-1]
-        assert not changed[~done].any()
         assert changed[done].any()
+        within = (td[keys.TASK] != td[keys.NEXT, keys.TASK]).any()
+        assert within == changed[~done].any() == env.task_changes
+
+    def test_several_episodes_are_refused_where_they_make_no_sense(self, env_id: str) -> None:
+        if make_env(env_id, 1).single_episode:
+            with pytest.raises(ValueError, match="`episodes_per_task` is 2: .* expects 1"):
+                make_env(env_id, 1, episodes_per_task=2)
+        else:
+            assert make_env(env_id, 1, episodes_per_task=2).episodes_per_task == 2
 
     def test_done_is_the_end_of_the_last_episode_and_the_flag_of_any(self, env_id: str) -> None:
         env = build(env_id)
         td = play(env, 2 * env.horizon)
         after = td[keys.NEXT]
         assert after[keys.DONE].any()
-        assert torch.equal(after[keys.OBSERVATION][..., -1:], after[keys.EPISODE_DONE].float())
+        if env.episodes_per_task > 1:
+            assert torch.equal(after[keys.OBSERVATION][..., -1:], after[keys.EPISODE_DONE].float())
         ends = torch.zeros(env.num_envs, 1)
         for t in range(td.shape[1]):
             ends += after[keys.EPISODE_DONE][:, t]
@@ -119,8 +129,8 @@ class TestEveryEnv:
         assert torch.equal(after[keys.TERMINATED] ^ after[keys.TRUNCATED], after[keys.DONE])
 
     def test_one_episode_per_task_has_no_flag(self, env_id: str) -> None:
-        env = build(env_id, episodes_per_task=1)
-        assert env.obs_dim == build(env_id).obs_dim - 1
+        env, several = build(env_id, episodes_per_task=1), build(env_id)
+        assert several.obs_dim - env.obs_dim == (several.episodes_per_task > 1)
         after = play(env, env.horizon)[keys.NEXT]
         assert torch.equal(after[keys.DONE], after[keys.EPISODE_DONE])
 
@@ -165,9 +175,11 @@ class TestEveryEnv:
 
     def test_fixed_task_is_played_after_every_reset(self, env_id: str) -> None:
         task = build(env_id, seed=1).reset()[keys.TASK][0]
-        td = play(build(env_id, fixed_task=task.tolist()), build(env_id).horizon + 5)
+        env = build(env_id, fixed_task=task.tolist())
+        td = play(env, env.horizon + 5)
         assert td[keys.NEXT, keys.DONE].any()
-        assert (td[keys.TASK] == task).all()
+        shown = td[keys.TASK][td[keys.IS_INIT].squeeze(-1)] if env.task_changes else td[keys.TASK]
+        assert (shown == task).all()
 
     def test_partial_reset_touches_nothing_else(self, env_id: str) -> None:
         env, undisturbed = build(env_id), build(env_id)
@@ -179,6 +191,8 @@ class TestEveryEnv:
         assert disturbed[keys.IS_INIT].squeeze(-1).equal(mask)
         assert_equal(disturbed[~mask], td[~mask])
         assert not disturbed[keys.PREV_ACTION][mask].any()
+        for each in (env, undisturbed):
+            each.set_seed(9)  # the reset has drawn from the generator, which a family may draw from at every step
         a, b = play(env, 1, td=disturbed), play(undisturbed, 1, td=td)
         assert_equal(a[~mask], b[~mask])
 
@@ -228,6 +242,22 @@ class TestEveryEnv:
         assert train | test == all_
         assert not train & test
         assert len(test) == max(round(0.25 * len(all_)), 1)
+
+    def test_pictures_show_one_environment(self, env_id: str) -> None:
+        env = build(env_id, record_path=True)
+        with pytest.raises(RuntimeError, match="reset"):
+            env.render_frame(0)
+        play(env, min(7, env.episode_length - 1))
+        before = env.state_dict()
+        one, again, other = (env.render_frame(index) for index in (0, 0, 1))
+        assert one.shape == (400, 400, 3)
+        assert one.dtype == np.uint8
+        assert len(np.unique(one.reshape(-1, 3), axis=0)) > 3
+        assert np.array_equal(one, again)
+        assert not np.array_equal(one, other)
+        assert_equal(*(TensorDict(each["_extra_state"]["simulator"], [6]) for each in (before, env.state_dict())))
+        with pytest.raises(ValueError, match="`index` is 6: expected a number from 0 to 5"):
+            env.render_frame(6)
 
     def test_unsupported_publication_is_refused(self, env_id: str) -> None:
         for name in {"tusk", *PUBLISHABLE} - set(supported(make_env(env_id, 1))):
@@ -289,6 +319,41 @@ class Countdown(MetaEnv):
 
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         return value.expand(self.num_envs, *value.shape[1:])
+
+
+class TestPath:
+    """The path of the current episode, for pictures."""
+
+    def test_path_is_where_the_agent_has_been_in_this_episode(self) -> None:
+        env = GridNavi(3, 2, num_steps=4, record_path=True)
+        td = play(env, 6)
+        places = torch.cat((torch.zeros(3, 1, 2), td[keys.NEXT, keys.OBSERVATION][:, 4:, :2]), 1)  # 4 steps, 2 steps
+        for index in range(3):
+            assert torch.equal(env.path(index), places[index])
+
+    def test_path_starts_anew_where_a_reset_is(self) -> None:
+        env = GridNavi(2, 1, record_path=True)
+        td = play(env, 3)[:, -1][keys.NEXT].exclude(keys.REWARD)
+        env.reset(td.set("_reset", torch.tensor([[True], [False]])))
+        assert [len(env.path(index)) for index in (0, 1)] == [1, 4]
+
+    def test_path_continues_from_a_state_dict(self) -> None:
+        env, fresh = GridNavi(2, 1, record_path=True), GridNavi(2, 1, seed=5, record_path=True)
+        play(env, 3)
+        fresh.load_state_dict(env.state_dict())
+        assert torch.equal(fresh.path(1), env.path(1))
+
+    def test_without_a_record_there_is_only_the_place(self) -> None:
+        env = GridNavi(2, 1)
+        td = play(env, 3)
+        assert "path" not in env.state
+        assert torch.equal(env.path(1), td[keys.NEXT, keys.OBSERVATION][1, 2:])
+
+    def test_family_without_picture_says_so(self) -> None:
+        env = Countdown(2)
+        env.reset()
+        with pytest.raises(NotImplementedError, match="Countdown has no picture"):
+            env.render_frame(0)
 
 
 class TestBase:

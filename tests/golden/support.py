@@ -109,14 +109,18 @@ class Golden:
         assert ours.grad is not None, f"{name}: no gradient"
         self.check(name, ours.grad, GRADIENT)
 
+    @property
+    def unread(self) -> list[str]:
+        """Names of the arrays that were not read yet."""
+        return sorted(set(self.arrays) - self._read)
+
     def check_all_read(self, unread: Mapping[str, str]) -> None:
         """Asserts that every array was read, or is listed.
 
         Args:
             unread: patterns of arrays that are left out on purpose, each with the reason.
         """
-        left = sorted(set(self.arrays) - self._read)
-        unlisted = [name for name in left if not any(fnmatchcase(name, pattern) for pattern in unread)]
+        unlisted = [name for name in self.unread if not any(fnmatchcase(name, pattern) for pattern in unread)]
         assert not unlisted, f"arrays that are neither compared nor listed: {unlisted}"
 
 

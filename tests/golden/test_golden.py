@@ -12,7 +12,7 @@ from buffer_cases import run_vae_buffer
 from collection import HERE, SHIPPED, collection, golden_directory, pending_rules
 from elbo_cases import run_decoder, run_elbo, run_state_gaussian, run_vae_kl
 from encoder_cases import run_encoder
-from env_cases import run_grid
+from grid_cases import run_grid
 from init_cases import run_init
 from latent_cases import run_latent_for_policy
 from model_cases import run_policy
@@ -31,7 +31,7 @@ from update_cases import run_ppo_update
 
 def _grid(golden: Golden) -> None:
     exclusions = yaml.safe_load((HERE / "exclusions.yaml").read_text())
-    run_grid(golden.arrays, golden.meta, exclusions)  # keeps its own account of arrays
+    run_grid(golden, exclusions)
 
 
 HANDLERS: dict[str, Callable[[Golden], None]] = {

@@ -149,9 +149,11 @@ def evaluate(
     wanted = _EVALUATION_KEYS if extra is None else (*_EVALUATION_KEYS, *TRANSITION, *extra)
     with set_exploration_type(ExplorationType.DETERMINISTIC):
         td = env.reset()
-        for _ in range(env.horizon):
+        ended = td[keys.DONE]
+        while not ended.all():  # episodes may be shorter than the horizon
             step, td = env.step_and_maybe_reset(actor(td))
             steps.append(step[keys.NEXT].select(*wanted, strict=False))
+            ended = ended | step[keys.NEXT, keys.DONE]
     rollout: TensorDictBase = torch.stack(steps, 1)
     done = rollout[keys.DONE][..., 0]
     # Tasks that end early are followed by others in the same environment: only the first one counts.

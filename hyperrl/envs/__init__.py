@@ -5,11 +5,11 @@ A new family is one file with a `MetaEnv` subclass and a table `ENVS`, and its n
 
 from __future__ import annotations
 
-from hyperrl.envs import gridworld
+from hyperrl.envs import gridworld, hall, mine_maze, planning_game, point_robot, t_maze
 from hyperrl.envs.base import MetaEnv
 from hyperrl.envs.registration import description, env_ids, landmarks, make_env, register_family
 
 __all__ = ["MetaEnv", "description", "env_ids", "landmarks", "make_env"]
 
-for _family in (gridworld,):
+for _family in (gridworld, hall, t_maze, mine_maze, planning_game, point_robot):
     register_family(_family.ENVS)

@@ -1,11 +1,15 @@
-"""How environments are named: one table per family file, entered into Gymnasium's registry as `hyperrl/<id>`."""
+"""How environments are named: one table per family file, entered into Gymnasium's registry as `hyperrl/<id>`.
+
+In the registry, an id's entry points are the Gymnasium classes of `hyperrl.envs.gymnasium_export`, and `meta_env` among
+its arguments is the path of the `MetaEnv` class: `gymnasium.make`, `gymnasium.make_vec` and `make_env` all take it.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -18,6 +22,8 @@ from hyperrl.envs.base import MetaEnv
 from hyperrl.envs.layout import MetaEnvOptions
 
 NAMESPACE = "hyperrl"
+_EXPORT = "hyperrl.envs.gymnasium_export"
+_CLASS = "meta_env"  # the argument of both classes there
 
 
 @dataclass(frozen=True)
@@ -40,12 +46,22 @@ class EnvEntry:
     landmarks: Mapping[str, float] = field(default_factory=dict)
 
 
-def register_family(entries: Iterable[EnvEntry]) -> None:
-    """Enter a family's table into Gymnasium's registry."""
+def register_family(entries: Iterable[EnvEntry], namespace: str = NAMESPACE) -> None:
+    """Enter a table into Gymnasium's registry, where `make_env`, `gymnasium.make` and `gymnasium.make_vec` find it.
+
+    Args:
+        entries: the table; called `ENVS` in its module, it is also where `description` and `landmarks` look.
+        namespace: what is before the slash; an id of `own_module` is then known as `own_module:namespace/Id-v0`.
+    """
     for entry in entries:
-        name = f"{NAMESPACE}/{entry.id}"
+        name = f"{namespace}/{entry.id}"
         if name not in gymnasium.registry:  # a reloaded module registers once
-            gymnasium.register(id=name, entry_point=entry.entry_point, kwargs=dict(entry.kwargs))
+            gymnasium.register(
+                id=name,
+                entry_point=f"{_EXPORT}:MetaEpisodeEnv",
+                vector_entry_point=f"{_EXPORT}:MetaEpisodeVectorEnv",
+                kwargs={_CLASS: entry.entry_point, **entry.kwargs},
+            )
 
 
 def env_ids() -> list[str]:
@@ -90,15 +106,37 @@ def make_env(
         >>> env.rollout(5)["observation"].shape
         torch.Size([16, 5, 3])
     """
-    creator, kwargs = _find(id)
-    if not (inspect.isclass(creator) and issubclass(creator, MetaEnv)):
-        raise ValueError(f"environment {id!r} is not a MetaEnv: expected one out of {', '.join(env_ids())}")
-    valid = _option_names(creator)
+    entry_point, registered = _find(id)
+    try:
+        env_class = load_class(entry_point)
+    except ValueError as error:
+        raise ValueError(f"environment {id!r} is not a MetaEnv: expected one out of {', '.join(env_ids())}") from error
+    return build_env(env_class, num_envs, **{**registered, **options}, seed=seed, device=device, publish=publish)
+
+
+def load_class(path: Any) -> type[MetaEnv]:
+    """Return the `MetaEnv` class behind `module:Name`, or a class itself.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    env_class = load_env_creator(path) if isinstance(path, str) else path
+    if not (inspect.isclass(env_class) and issubclass(env_class, MetaEnv)):
+        raise ValueError(f"{path!r} is not a MetaEnv: expected a class, or its path `module:Name`")
+    return env_class
+
+
+def build_env(env_class: type[MetaEnv], num_envs: int, **options: Any) -> MetaEnv:
+    """Build a batch of environments from a class.
+
+    Raises:
+        ValueError: if an option is unknown (the message names the nearest valid one), or its value is out of range.
+    """
+    valid = _option_names(env_class)
     for option in options:
         if option not in valid:
-            raise ValueError(f"unknown option {option!r} of environment {id!r}: {_nearest(option, valid)}")
-    env: MetaEnv = creator(num_envs, seed=seed, device=device, publish=publish, **{**kwargs, **options})
-    return env
+            raise ValueError(f"unknown option {option!r} of {env_class.__name__}: {_nearest(option, valid)}")
+    return env_class(num_envs, **options)
 
 
 def landmarks(id: str) -> dict[str, float]:
@@ -129,22 +167,25 @@ def description(id: str) -> str:
 
 
 def _entry(id: str) -> EnvEntry | None:
-    """Find the line about an id in the table `ENVS` of the module that holds the environment's class."""
-    creator, _ = _find(id)
-    table: Iterable[EnvEntry] = getattr(sys.modules[creator.__module__], "ENVS", ())
-    return next((entry for entry in table if entry.id == id.rpartition(":")[2].rpartition("/")[2]), None)
+    """Find the line about an id in a table `ENVS`: of the module in the id, or of that of the environment's class."""
+    entry_point, _ = _find(id)
+    module, _, name = id.rpartition(":")
+    modules = [*([module] if module else []), load_class(entry_point).__module__]
+    entries = (entry for module in modules for entry in getattr(sys.modules[module], "ENVS", ()))
+    return next((entry for entry in entries if entry.id == name.rpartition("/")[2]), None)
 
 
-def _find(id: str) -> tuple[Callable[..., Any], dict[str, Any]]:
-    """Return the class (or function) behind an id and its registered arguments."""
+def _find(id: str) -> tuple[Any, dict[str, Any]]:
+    """Return the class behind an id, or its path, and its registered arguments."""
     module, _, name = id.rpartition(":")
     if module:
         _import(module, id)
     spec = gymnasium.registry.get(name if module or "/" in name else f"{NAMESPACE}/{name}")
     if spec is None or spec.entry_point is None:
         raise ValueError(f"unknown environment id {id!r}: {_nearest(name.rpartition('/')[2], env_ids())}")
-    entry_point = spec.entry_point
-    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point, spec.kwargs
+    # A `MetaEnv` class may also be registered as it is; then only `make_env` can build it.
+    registered = dict(spec.kwargs)
+    return registered.pop(_CLASS, spec.entry_point), registered
 
 
 def _import(module: str, id: str) -> None:
@@ -156,10 +197,13 @@ def _import(module: str, id: str) -> None:
         raise ValueError(f"environment id {id!r} names module {module!r}: expected an importable module") from error
 
 
-def _option_names(creator: type[MetaEnv]) -> list[str]:
-    parameters = inspect.signature(creator.__init__).parameters
-    own = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return [name for name in own if name not in ("self", "num_envs")] + list(MetaEnvOptions.__annotations__)
+def _option_names(env_class: type[MetaEnv]) -> list[str]:
+    """Names of all arguments but the number of environments, those handed on to base classes included."""
+    names: list[str] = []
+    for ancestor in env_class.__mro__[: env_class.__mro__.index(MetaEnv)]:
+        parameters = inspect.signature(ancestor.__init__).parameters
+        names += [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return [name for name in names if name not in ("self", "num_envs")] + list(MetaEnvOptions.__annotations__)
 
 
 def _nearest(name: str, valid: Sequence[str]) -> str:

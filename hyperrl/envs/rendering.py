@@ -80,7 +80,7 @@ class Pictures:
             return
         place = self.coordinates()
         if "path" not in self.state:
-            self.state["path"] = place.new_full((self.num_envs, self.episode_length + 1, 2), torch.nan)
+            self.state["path"] = place.new_zeros(self.num_envs, self.episode_length + 1, 2)
             self.state["path_length"] = torch.zeros_like(mask, dtype=torch.int64)
         start = torch.where(mask.unsqueeze(-1), place, self.state["path"][:, 0])
         self.state["path"][:, 0] = start

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from statistics import NormalDist
+from functools import cache
 
+import numpy as np
 import pytest
 import torch
+from goal_search_cases import (
+    DOWN,
+    LEFT,
+    RIGHT,
+    STAY,
+    UP,
+    all_goals,
+    assert_beliefs_are_exact,
+    assert_uniform,
+    episode_returns,
+    random_player,
+    steps,
+)
+from matplotlib.figure import Figure
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -15,41 +29,6 @@ from hyperrl.envs import env_ids, landmarks, make_env
 from hyperrl.envs.gridworld import ENVS, GridNavi
 
 GRID_IDS = [entry.id for entry in ENVS]
-STAY, UP, RIGHT, DOWN, LEFT = range(5)
-
-
-def steps(env: GridNavi, actions: list[int]) -> list[tuple[tuple[int, ...], float]]:
-    """Observation and reward of environment 0 after each action."""
-    seen = []
-    for action in actions:
-        td = env.step(TensorDict({keys.ACTION: torch.full((env.num_envs,), action)}, [env.num_envs]))[keys.NEXT]
-        seen.append((tuple(td[keys.OBSERVATION][0].int().tolist()), round(td[keys.REWARD][0, 0].item(), 6)))
-    return seen
-
-
-def coordinates(cells: Tensor, env: GridNavi) -> Tensor:
-    return torch.stack((cells // env.num_cells, cells % env.num_cells), -1)
-
-
-def all_goals(env_id: str, **options: object) -> GridNavi:
-    """One environment per goal, and every further task the same one."""
-    goals = make_env(env_id, 1, **options)._goals
-    env = make_env(env_id, len(goals), **options)
-    env.inject("task", coordinates(goals, env))
-    return env
-
-
-def chi_square_limit(categories: int, level: float = 0.001) -> float:
-    """Upper quantile of the chi-square distribution (Wilson and Hilferty's approximation)."""
-    degrees = categories - 1
-    z = NormalDist().inv_cdf(1 - level)
-    return degrees * (1 - 2 / (9 * degrees) + z * (2 / (9 * degrees)) ** 0.5) ** 3
-
-
-def chi_square(draws: Tensor, categories: int) -> float:
-    counts = draws.unique(return_counts=True)[1].double()
-    expected = len(draws) / categories
-    return float(((counts - expected) ** 2 / expected).sum() + (categories - len(counts)) * expected)
 
 
 class TestRules:
@@ -189,13 +168,13 @@ class TestSampling:
         env = make_env(env_id, 50_000, seed=11, publish=["task_id"])
         goals = env.reset()[keys.TASK_ID]
         assert torch.isin(goals, env._goals).all()
-        assert chi_square(goals, len(env._goals)) < chi_square_limit(len(env._goals))
+        assert_uniform(goals, len(env._goals))
 
     def test_goals_of_later_tasks_are_uniform_and_independent(self) -> None:
         env = make_env("GridNavi-v0", 20_000, seed=12, publish=["task_id"])
         first = env.reset()[keys.TASK_ID]
         second = env.reset()[keys.TASK_ID]
-        assert chi_square(25 * first + second, 21 * 21) < chi_square_limit(21 * 21)
+        assert_uniform(25 * first + second, 21 * 21)
 
     def test_random_starts_are_uniform_and_redrawn_per_episode(self) -> None:
         env = make_env("Grid7-20-newr-rands-v0", 20_000, seed=13, num_steps=1, publish=["state_id"])
@@ -204,14 +183,14 @@ class TestSampling:
         x, y = env.observe().unbind(-1)
         second = (7 * x + y).long()
         for cells in (first, second):
-            assert chi_square(cells, 49) < chi_square_limit(49)
+            assert_uniform(cells, 49)
         assert 0.01 < (first == second).double().mean() < 0.03  # 1 / 49
 
     def test_split_tasks_are_drawn_uniformly(self) -> None:
         env = make_env("GridNavi-v0", 50_000, seed=14, publish=["task_id"], task_split="train", test_fraction=0.2)
         goals = env.reset()[keys.TASK_ID]
         assert goals.unique().numel() == 17
-        assert chi_square(goals, 17) < chi_square_limit(17)
+        assert_uniform(goals, 17)
 
     def test_belief_and_bonus_do_not_depend_on_the_split(self) -> None:
         env = make_env("Grid7-15-mid-ring-newr-v0", 4, task_split="test", publish=["belief"])
@@ -237,37 +216,12 @@ class TestBelief:
         env = all_goals(env_id, **options)
         if "start" in env.injectable:
             env.inject("start", (3, 3), (1, 5))
-        generator = torch.Generator().manual_seed(0)
-        td = env.reset()
-        goals = td[keys.TASK_ID]
-        alike = torch.ones(len(goals), len(goals), dtype=torch.bool)
-        for _ in range(env.horizon):
-            expected = torch.zeros(len(goals), env.belief_dim)
-            expected[:, goals] = alike / alike.sum(-1, keepdim=True)
-            torch.testing.assert_close(td[keys.BELIEF], expected)
-            action = torch.randint(5, (1,), generator=generator).expand(len(goals))
-            td = env.step(TensorDict({keys.ACTION: action}, [len(goals)]))[keys.NEXT]
-            shown = torch.cat((td[keys.OBSERVATION], td[keys.REWARD]), -1)
-            alike &= (shown.unsqueeze(0) == shown.unsqueeze(1)).all(-1)
+        assert_beliefs_are_exact(env)
 
     def test_belief_starts_anew_with_a_task(self) -> None:
         env = make_env("GridNavi-v0", 3, publish=["belief"], episodes_per_task=1)
         td = env.rollout(2 * env.horizon, break_when_any_done=False)
         torch.testing.assert_close(td[keys.BELIEF][:, env.horizon], td[keys.BELIEF][:, 0])
-
-
-def total_return(env: GridNavi, player: Callable[[TensorDict, Tensor], Tensor]) -> Tensor:
-    """Return of one meta-episode per environment; the player is told where it stands after an inner reset."""
-    td = env.reset()
-    total = torch.zeros(env.num_envs)
-    position = td[keys.OBSERVATION][:, :2]
-    for _ in range(env.horizon):
-        td[keys.ACTION] = player(td, position)
-        td = env.step(td)[keys.NEXT]
-        total += td.pop(keys.REWARD).squeeze(-1)
-        position = env.observe()
-    assert td[keys.DONE].all()
-    return total
 
 
 def toward(target: Tensor, position: Tensor) -> Tensor:
@@ -288,42 +242,207 @@ def belief_player(td: TensorDict, position: Tensor) -> Tensor:
     return toward(cells[nearest], position)
 
 
+def unknown(td: TensorDict) -> Tensor:
+    return (td[keys.BELIEF] > 0).sum(-1) > 1
+
+
+# Ways through GridNavi-v0: 14 of the 21 goals in 15 steps; the other seven, along one of their shortest paths.
+SEARCH = [RIGHT, RIGHT, RIGHT, RIGHT, UP, LEFT, LEFT, UP, LEFT, UP, RIGHT, RIGHT, DOWN, RIGHT, UP]
+REST = [UP] * 4 + [RIGHT] * 4
+
+
+class Searcher:
+    """The Bayes-optimal player of GridNavi-v0: searches along fixed ways, then goes to the goal."""
+
+    def __init__(self, env: GridNavi) -> None:
+        self.env = env
+
+    def __call__(self, td: TensorDict, position: Tensor) -> Tensor:
+        episode, step = (int(self.env.state[name][0]) for name in ("episode", "step"))  # the same in all environments
+        way = (SEARCH, REST)[min(episode, 1)]
+        search = torch.tensor(way[step] if step < len(way) else STAY)
+        return torch.where(unknown(td), search, belief_player(td, position))
+
+
+class Forgetful:
+    """The best player of GridNavi-v0 that knows nothing of earlier episodes: searches, and stays where it was paid."""
+
+    def __init__(self, env: GridNavi) -> None:
+        self.env = env
+
+    def __call__(self, td: TensorDict, position: Tensor) -> Tensor:
+        found = (td[keys.PREV_REWARD] == 1.0) & ~td[keys.EPISODE_DONE]
+        return torch.where(found.squeeze(-1), STAY, SEARCH[int(self.env.state["step"][0])])
+
+
+class Triangulator:
+    """The Bayes-optimal player of GridNavi-dense-v0, by dynamic programming over the goals that are possible.
+
+    It plans to know the goal at the end of the first episode, which the published optimum does not ask for.
+    """
+
+    def __init__(self, env: GridNavi) -> None:
+        self.env = env
+
+    def __call__(self, td: TensorDict, position: Tensor) -> Tensor:
+        actions = belief_player(td, position)
+        for index in unknown(td).nonzero().squeeze(-1).tolist():
+            cells = td[keys.BELIEF][index].nonzero().squeeze(-1).tolist()
+            left = self.env.episode_length - int(self.env.state["step"][index])
+            x, y = position[index].int().tolist()
+            actions[index] = self.plan((x, y), tuple(divmod(cell, 5) for cell in cells), left)[1]
+        return actions
+
+    @staticmethod
+    def pay(place: tuple[int, int], goal: tuple[int, int]) -> float:
+        return 1.0 if place == goal else -(abs(place[0] - goal[0]) + abs(place[1] - goal[1])) / 5
+
+    @staticmethod
+    def walk(place: tuple[int, int], goal: tuple[int, int], steps: int) -> float:
+        """Return of the shortest way and staying there."""
+        distance = abs(place[0] - goal[0]) + abs(place[1] - goal[1])
+        return sum(1.0 if step >= distance else (step - distance) / 5 for step in range(1, steps + 1))
+
+    @staticmethod
+    @cache
+    def plan(place: tuple[int, int], goals: tuple[tuple[int, int], ...], left: int) -> tuple[float, int]:
+        """Mean return from here on, and the best action."""
+        if len(goals) == 1:
+            return Triangulator.walk(place, goals[0], left) + 3 * Triangulator.walk((0, 0), goals[0], 15), STAY
+        if left == 0:
+            return -float("inf"), STAY
+        options = []
+        for action, (dx, dy) in enumerate(((0, 0), (0, 1), (1, 0), (0, -1), (-1, 0))):
+            after = min(max(place[0] + dx, 0), 4), min(max(place[1] + dy, 0), 4)
+            outcomes: dict[float, list[tuple[int, int]]] = {}
+            for goal in goals:
+                outcomes.setdefault(Triangulator.pay(after, goal), []).append(goal)
+            total = sum(
+                len(rest) * (reward + Triangulator.plan(after, tuple(rest), left - 1)[0])
+                for reward, rest in outcomes.items()
+            )
+            options.append((total / len(goals), action))
+        return max(options)
+
+
 class TestReturns:
     """What players earn agrees with the landmarks; means over all goals are exact."""
 
     @pytest.mark.parametrize("env_id", ["GridNavi-v0", "GridNavi-dense-v0", "GridNavi-show_start-v0"])
     def test_known_task_earns_its_landmark(self, env_id: str) -> None:
-        mean = total_return(all_goals(env_id, publish=["task"]), oracle).mean().item()
-        assert mean == pytest.approx(landmarks(env_id)["task_known"], abs=1e-3)
+        returns = episode_returns(all_goals(env_id, publish=["task"]), oracle)
+        assert returns.sum(-1).mean().item() == pytest.approx(landmarks(env_id)["task_known"], abs=1e-4)
 
     def test_known_task_with_drawn_goals(self) -> None:
-        returns = total_return(make_env("GridNavi-v0", 4096, seed=1, publish=["task"]), oracle)
+        returns = episode_returns(make_env("GridNavi-v0", 4096, seed=1, publish=["task"]), oracle).sum(-1)
         error = 3.29 * returns.std().item() / 64  # level 0.001
         assert abs(returns.mean().item() - landmarks("GridNavi-v0")["task_known"]) < error
 
-    def test_belief_player_needs_the_memory_of_other_episodes(self) -> None:
-        mean = total_return(all_goals("GridNavi-v0", publish=["belief"]), belief_player).mean().item()
-        known = landmarks("GridNavi-v0")
-        assert known["within_episode_memory"] < 30 < mean <= known["bayes_optimal"] + 1e-3
+    def test_searching_is_bayes_optimal_in_every_episode(self) -> None:
+        env = all_goals("GridNavi-v0", publish=["belief"])
+        mean = episode_returns(env, Searcher(env)).mean(0)
+        assert mean.tolist() == pytest.approx([84 / 21, *[232.5 / 21] * 3], abs=1e-5)  # 4.0, 11.0714
+        assert mean.sum().item() == pytest.approx(landmarks("GridNavi-v0")["bayes_optimal"], abs=1e-4)
+
+    def test_without_memory_of_earlier_episodes_every_episode_is_the_first(self) -> None:
+        env = all_goals("GridNavi-v0")
+        mean = episode_returns(env, Forgetful(env)).mean(0)
+        assert mean.tolist() == pytest.approx([4.0] * 4, abs=1e-5)
+        assert mean.sum().item() == pytest.approx(landmarks("GridNavi-v0")["within_episode_memory"], abs=1e-4)
+
+    def test_going_to_the_nearest_candidate_is_not_optimal(self) -> None:
+        mean = episode_returns(all_goals("GridNavi-v0", publish=["belief"]), belief_player).mean(0)
+        assert mean.tolist() == pytest.approx([4.0, 225.9 / 21, *[232.5 / 21] * 2], abs=1e-5)
+
+    def test_dense_reward_locates_the_goal(self) -> None:
+        env = all_goals("GridNavi-dense-v0", publish=["belief"])
+        player = Triangulator(env)
+        mean = episode_returns(env, player).sum(-1).mean().item()
+        assert mean == pytest.approx(landmarks("GridNavi-dense-v0")["bayes_optimal"], abs=1e-4)
+        goals = tuple(divmod(cell, 5) for cell in env._goals.tolist())
+        assert player.plan((0, 0), goals, 15)[0] == pytest.approx(mean, abs=1e-4)
 
     def test_waiting_at_a_start_that_shows_the_goal_is_optimal(self) -> None:
         def player(td: TensorDict, position: Tensor) -> Tensor:
-            unknown = (td[keys.BELIEF] > 0).sum(-1) > 1
-            return torch.where(unknown, STAY, belief_player(td, position))
+            return torch.where(unknown(td), STAY, belief_player(td, position))
 
-        mean = total_return(all_goals("GridNavi-show_start-v0", publish=["belief"]), player).mean().item()
-        assert mean == pytest.approx(landmarks("GridNavi-show_start-v0")["bayes_optimal"], abs=1e-3)
+        env = all_goals("GridNavi-show_start-v0", publish=["belief"])
+        mean = episode_returns(env, player).sum(-1).mean().item()
+        assert mean == pytest.approx(landmarks("GridNavi-show_start-v0")["bayes_optimal"], abs=1e-4)
 
     @pytest.mark.parametrize("env_id", ["GridNavi-v0", "GridNavi-dense-v0"])
     def test_random_player_earns_its_landmark(self, env_id: str) -> None:
-        generator = torch.Generator().manual_seed(2)
-
-        def player(td: TensorDict, position: Tensor) -> Tensor:
-            return torch.randint(5, td.batch_size, generator=generator)
-
-        returns = total_return(make_env(env_id, 8192, seed=2), player)
+        returns = episode_returns(make_env(env_id, 8192, seed=2), random_player(2)).sum(-1)
         error = 3.29 * returns.std().item() / 8192**0.5  # level 0.001
         assert abs(returns.mean().item() - landmarks(env_id)["random"]) < error
+
+    @pytest.mark.parametrize("env_id", ["GridNavi-v0", "GridNavi-dense-v0", "GridNavi-show_start-v0"])
+    def test_no_episode_of_any_player_exceeds_the_known_task(self, env_id: str) -> None:
+        env = all_goals(env_id, publish=["task", "belief"])
+        best = episode_returns(all_goals(env_id, publish=["task"]), oracle)
+        for player in (Searcher(env), Forgetful(env), belief_player, random_player(3)):
+            env.inject("task", env._coordinates[env._goals])
+            assert (episode_returns(env, player) <= best + 1e-4).all()
+
+
+def drawing(env: GridNavi, index: int = 0) -> tuple[dict[str, list[list[float]]], np.ndarray]:
+    """Coordinates of what is drawn, by its label, and the colours of the cells `[height, width, 3]`."""
+    axes = Figure().add_subplot()
+    env.draw_frame(axes, index)
+    lines = {str(line.get_label()): np.stack(line.get_data(), -1).tolist() for line in axes.lines}
+    lines["path"] = next(points for label, points in lines.items() if label.startswith("_"))
+    return lines, np.asarray(axes.images[0].get_array())
+
+
+class TestPictures:
+    """What is drawn where."""
+
+    def test_agent_path_goal_and_start_are_where_they_are(self) -> None:
+        env = GridNavi(2, 2, record_path=True)
+        env.inject("task", torch.tensor([[3, 4], [4, 0]]))
+        env.reset()
+        steps(env, [RIGHT, UP])
+        drawn, _ = drawing(env, 1)
+        assert drawn["path"] == [[0, 0], [1, 0], [1, 1]]
+        assert [drawn[label] for label in ("start", "goal", "agent")] == [[[0, 0]], [[4, 0]], [[1, 1]]]
+        assert "start" not in drawing_of_random_start()
+
+    def test_candidates_and_visited_cells_have_colours_of_their_own(self) -> None:
+        env = GridNavi(1, 1, num_steps=20, publish=["belief"])
+        env.inject("task", (4, 4))
+        env.reset()
+        steps(env, [RIGHT, RIGHT, UP])
+        colours = drawing(env)[1].transpose(1, 0, 2)  # by x and y
+        candidates = env.publish_belief().view(5, 5) > 0
+        near = torch.zeros(5, 5, dtype=torch.bool)
+        near[:2, :2] = True
+        for kind in (candidates, near, ~candidates & ~near):
+            assert len(np.unique(colours[kind.numpy()], axis=0)) == 1
+        assert len(np.unique(colours.reshape(-1, 3), axis=0)) == 3
+        assert colours[2, 0].tolist() == colours[2, 1].tolist() == [colours[2, 0, 0]] * 3  # grey
+
+    def test_without_belief_only_what_paid_a_bonus_is_marked(self) -> None:
+        assert len(np.unique(drawing_after([RIGHT, RIGHT])[1])) == 1
+        colours = drawing_after([RIGHT, RIGHT], new_state_r=0.1)[1]
+        assert np.argwhere((colours != colours[0, 0]).any(-1)).tolist() == [[0, 2]]  # y, x
+
+    def test_hall_mode_shows_corridor_and_doors(self) -> None:
+        colours = drawing_after([], num_cells=7, hall_with_door_every=3)[1]
+        assert colours.shape == (2, 7, 3)
+        walls = (colours != colours[0, 0]).all(-1)
+        assert walls[1].tolist() == [x not in (3, 6) for x in range(7)]
+        assert not walls[0].any()
+
+
+def drawing_after(actions: list[int], **options: object) -> tuple[dict[str, list[list[float]]], np.ndarray]:
+    env = GridNavi(1, 1, **options)
+    env.reset()
+    steps(env, actions)
+    return drawing(env)
+
+
+def drawing_of_random_start() -> dict[str, list[list[float]]]:
+    return drawing_after([], starting_state=None)[0]
 
 
 class TestErrors:
@@ -376,5 +495,5 @@ class TestErrors:
 
     def test_a_goal_of_the_other_split_can_be_forced(self) -> None:
         env = GridNavi(21, task_split="train", publish=["task_id"])
-        env.inject("task", coordinates(env._goals, env))
+        env.inject("task", env._coordinates[env._goals])
         assert torch.equal(env.reset()[keys.TASK_ID], env._goals)

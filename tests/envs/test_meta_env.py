@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -487,6 +488,25 @@ class TestNames:
         with pytest.raises(ValueError, match="not a MetaEnv"):
             make_env("own_module:Plain-v0", 2)
 
+    def test_tables_of_other_modules(self, tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+        source = (
+            "from hyperrl.envs.registration import EnvEntry, register_family\n"
+            "path = 'hyperrl.envs.gridworld:GridNavi'\n"
+            "ENVS = (EnvEntry('Listed-v0', path, 'a larger grid', {'num_cells': 6}, {'task_known': 45.0}),)\n"
+            "register_family(ENVS, namespace='other')\n"
+        )
+        (tmp_path / "other_module.py").write_text(source)
+        monkeypatch.syspath_prepend(tmp_path)
+        name = "other_module:other/Listed-v0"
+        assert description(name) == "a larger grid"
+        assert landmarks(name) == {"task_known": 45.0}
+        assert make_env(name, 2).belief_dim == 36
+        assert make_env(name, 2, num_cells=7).belief_dim == 49
+        assert gymnasium.make(name).observation_space.high[0] == 5
+        assert gymnasium.make_vec(name, num_envs=3).observation_space.high.shape == (3, 3)
+        assert description("hyperrl.envs:hyperrl/GridNavi-v0") == description("GridNavi-v0")
+        assert "Listed-v0" not in env_ids()
+
     @pytest.mark.parametrize(
         ("name", "words"),
         [
@@ -512,5 +532,6 @@ class TestNames:
         assert make_env("Grid7-15-v0", 2, num_cells=6, episodes_per_task=3).num_tasks == 36
 
     def test_importing_the_package_registers_the_ids(self) -> None:
-        code = "import gymnasium, hyperrl.envs; print('hyperrl/GridNavi-v0' in gymnasium.registry)"
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "True\n"
+        """The module before the colon is all that Gymnasium imports."""
+        code = "import gymnasium; print(gymnasium.make('hyperrl.envs:hyperrl/GridNavi-v0').reset()[0])"
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[0. 0. 0.]\n"

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
+from collection import HERE
 from support import Golden
 from tensordict import TensorDict
 from torch import Tensor
@@ -75,6 +77,13 @@ def compare(ours: Mapping[str, np.ndarray], golden: Golden, expected: Mapping[st
         target = (expected or {}).get(name, golden[name].numpy())
         assert ours[name].shape == target.shape, name
         np.testing.assert_allclose(ours[name], target, rtol=0, atol=ATOL, err_msg=name)
+
+
+def excluded(kind: str) -> list[str]:
+    """The conditions under which `exclusions.yaml` changes what is expected of files of a kind, in their order."""
+    return [
+        rule["condition"] for rule in yaml.safe_load((HERE / "exclusions.yaml").read_text()) if rule["kind"] == kind
+    ]
 
 
 class _TerminalObservation:

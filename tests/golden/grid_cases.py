@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from env_cases import ATOL, Arrays, build, compare, replay
+from env_cases import ATOL, Arrays, build, compare, excluded, replay
 from support import Golden
 
 from hyperrl import keys
@@ -16,13 +16,8 @@ from hyperrl.envs.gridworld import GridNavi
 PUBLISH = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF)
 
 
-def run_grid(golden: Golden, exclusions: Iterable[Mapping[str, str]]) -> None:
-    """Assert that a file of family `grid` replays.
-
-    Args:
-        golden: the file.
-        exclusions: the entries of `exclusions.yaml`; those of kind `grid` are applied.
-    """
+def run_grid(golden: Golden) -> None:
+    """Assert that a file of family `grid` replays."""
     meta = golden.meta
     assert meta["time_limit"] is None
     env = build(golden, GridNavi, meta["kwargs"], PUBLISH)
@@ -34,9 +29,8 @@ def run_grid(golden: Golden, exclusions: Iterable[Mapping[str, str]]) -> None:
     ours = replay(env, actions, other)
     _assert_inputs(ours, golden, env.num_cells)
     expected = golden.arrays["belief"]
-    for entry in exclusions:
-        if entry["kind"] == "grid":
-            expected = _CONDITIONS[entry["condition"]](expected, golden.arrays, meta, ours["state_id"])
+    for condition in excluded("grid"):
+        expected = _CONDITIONS[condition](expected, golden.arrays, meta, ours["state_id"])
     compare(ours, golden, {"belief": expected})
 
 

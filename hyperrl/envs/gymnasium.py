@@ -1,0 +1,307 @@
+"""Gymnasium environments as a `MetaEnv`: any id whose tasks can be set, B environments stepped one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Unpack
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from hyperrl import keys
+from hyperrl.envs.base import MetaEnv, Transition
+from hyperrl.envs.layout import Layout, MetaEnvOptions, check_positive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_NUM_SEEDS = 2**31
+_RGB = "rgb_array"
+_OPTIONS = "options"
+
+
+class GymnasiumMetaEnv(MetaEnv):
+    """K episodes of a Gymnasium environment per task; the task is set before every episode.
+
+    Observations are flattened as by `gymnasium.spaces.flatten`, actions are Discrete or Box (clipped to the bounds).
+    An episode ends where the Gymnasium environment terminates, or truncates at its time limit; the step that ends it
+    shows the first observation of the next one. Every episode is reset with an own seed out of this object's
+    generator. The state is the task, that seed and the actions of the episode: `load_state_dict` plays them again, and
+    so is exact for environments that task, seed and actions determine.
+
+    The Gymnasium environments run on the CPU, whatever `device` is.
+
+    Args:
+        num_envs: B, the number of environments.
+        episodes_per_task: K, the number of episodes per task.
+        env_id: Gymnasium id, also as `module:Id-v0`.
+        set_task: how an environment gets its task, a float32 array `[task_dim]`: the name of a method of the unwrapped
+            environment, or `options` for `reset(options={"task": task})`.
+        task_low: smallest value of every element of the task, which is drawn uniformly.
+        task_high: largest value of every element of the task.
+        tasks: all tasks, instead of bounds; then tasks have numbers, and `task_split` works.
+        episode_length: H, the time limit of an episode; None takes the id's `max_episode_steps`.
+        env_kwargs: further arguments of `gymnasium.make`.
+        **options: what all environments take, see `MetaEnvOptions`.
+
+    Raises:
+        ValueError: if the id is unknown, its spaces or its tasks cannot be used, or arguments exclude each other.
+
+    Example:
+        >>> env = GymnasiumMetaEnv(4, env_id="hyperrl/GridNavi-v0", set_task="options", tasks=[[3, 4], [4, 2]],
+        ...     episode_length=15, env_kwargs={"episodes_per_task": 1}, publish=["task"])
+        >>> env.rollout(20)["task"].shape
+        torch.Size([4, 20, 2])
+    """
+
+    shows_next_episode = True  # the start of an episode may be random: an action needs to see it
+
+    def __init__(
+        self,
+        num_envs: int,
+        episodes_per_task: int = 2,
+        *,
+        env_id: str,
+        set_task: str = "set_task",
+        task_low: Sequence[float] | None = None,
+        task_high: Sequence[float] | None = None,
+        tasks: Sequence[Sequence[float]] | None = None,
+        episode_length: int | None = None,
+        env_kwargs: dict[str, Any] | None = None,
+        **options: Unpack[MetaEnvOptions],
+    ) -> None:
+        check_positive("num_envs", num_envs)
+        if episode_length is not None:
+            check_positive("episode_length", episode_length)
+        known = None if tasks is None else _parse_tasks(tasks)
+        bounds = _parse_bounds(task_low, task_high, known)
+        envs = _make_envs(num_envs, env_id, episode_length, env_kwargs or {})
+        _check_set_task(set_task, envs[0])
+        layout = _layout(envs[0], env_id, bounds.shape[1], None if known is None else len(known))
+        super().__init__(num_envs, episodes_per_task, layout, **options)
+        self.env_id = env_id
+        self.set_task = set_task
+        self.injectable = (keys.TASK, "seed")
+        self._envs = envs
+        self._low, self._high = bounds.to(self.device).unbind()
+        # No rows, if there are only bounds.
+        self._known = (bounds[:0] if known is None else known).to(self.device)
+        self._drawn = self._known if known is None else self.split_tasks(self._known)
+        self._shown = np.zeros((num_envs, len(layout.observation_low)), dtype=np.float32)
+        shape = (1, self.episode_length, *self.action_spec.shape[1:])
+        self._no_actions = torch.zeros(shape, dtype=self.action_spec.dtype, device=self.device)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Close the Gymnasium environments, too."""
+        super().close(raise_if_closed=raise_if_closed)
+        for env in self._envs:
+            env.close()
+
+    # The inner episode -------------------------------------------------------------------------------------------
+
+    def sample_tasks(self, n: int) -> Tensor:
+        """Draw `n` tasks `[n, task_dim]`, uniformly from the box or from the tasks of the task split."""
+        if self.num_tasks is not None:
+            index = torch.randint(len(self._drawn), (n,), generator=self._generator, device=self.device)
+            return self._drawn[index]
+        unit = torch.rand(n, self.task_dim, generator=self._generator, device=self.device)
+        return torch.lerp(self._low, self._high, unit)
+
+    def reset_task(self, mask: Tensor) -> None:
+        """Forget the success of the last step, which is published after the end of an inner episode."""
+        self.write(keys.SUCCESS, mask, torch.zeros_like(mask))
+
+    def reset_state(self, mask: Tensor) -> None:
+        """Set the task and reset the Gymnasium environments with new seeds."""
+        self.write("seed", mask, self.draw("seed", self._random_seeds))
+        self.write("step", mask, self._zero)
+        self.write("actions", mask, self._no_actions)
+        for name in ("over", keys.TERMINATED):
+            self.write(name, mask, torch.zeros_like(mask))
+        self._restart(mask.nonzero().squeeze(-1).tolist())
+
+    def observe(self) -> Tensor:
+        """First observations of episodes `[B, O]`."""
+        return torch.tensor(self._shown, device=self.device)
+
+    def transition(self, action: Tensor) -> Transition:
+        """Step all Gymnasium environments but those that wait for a reset because their last episode is over."""
+        state = self.state
+        running = ~state["over"]
+        rows = running.nonzero().squeeze(-1)
+        state["actions"][rows, state["step"][rows]] = action[rows]
+        state["step"] = state["step"] + running
+        reward = np.zeros(self.num_envs, dtype=np.float32)
+        ends = torch.stack((state["over"], state[keys.TERMINATED], state[keys.SUCCESS]), -1).cpu().numpy()
+        actions = action.numpy(force=True)
+        for index in rows.tolist():
+            self._shown[index], reward[index], ends[index] = self._step_one(index, actions[index])
+        over, terminated, success = torch.tensor(ends, device=self.device).unbind(-1)
+        state["over"], state[keys.TERMINATED], state[keys.SUCCESS] = over, terminated, success
+        return Transition(self.observe(), torch.tensor(reward, device=self.device), over.clone(), terminated)
+
+    def _random_seeds(self) -> Tensor:
+        return torch.randint(_NUM_SEEDS, (self.num_envs,), generator=self._generator, device=self.device)
+
+    def _restart(self, rows: Iterable[int]) -> None:
+        """Begin the current episodes of some environments."""
+        tasks, seeds = self.state[keys.TASK].cpu().numpy(), self.state["seed"].tolist()
+        for index in rows:
+            env, task = self._envs[index], tasks[index].copy()
+            if self.set_task != _OPTIONS:
+                getattr(env.unwrapped, self.set_task)(task)
+            observation, _ = env.reset(seed=seeds[index], options={"task": task} if self.set_task == _OPTIONS else None)
+            self._shown[index] = _flatten(env, observation)
+
+    def _step_one(self, index: int, action: np.ndarray) -> tuple[np.ndarray, float, tuple[bool, bool, bool]]:
+        """Step one environment; return observation `[O]`, reward, and whether it is over, terminated, a success."""
+        env = self._envs[index]
+        space = env.action_space
+        if isinstance(space, spaces.Discrete):
+            chosen = space.start + action
+        else:
+            chosen = action.clip(*self._action_bounds).reshape(space.shape).astype(space.dtype)
+        observation, reward, terminated, truncated, info = env.step(chosen)
+        end = bool(terminated or truncated), bool(terminated), bool(info.get("success", False))
+        return _flatten(env, observation), float(reward), end
+
+    # State and pictures ------------------------------------------------------------------------------------------
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Continue exactly where the state was taken: the current episodes are played again."""
+        super().set_extra_state(state)
+        if not self.state:  # taken before the first reset
+            return
+        self._restart(range(self.num_envs))
+        steps, actions = self.state["step"].tolist(), self.state["actions"].cpu().numpy()
+        for index in range(self.num_envs):
+            for step in range(steps[index]):
+                self._shown[index], *_ = self._step_one(index, actions[index, step])
+
+    def draw_frame(self, axes: Axes, index: int) -> None:
+        """Show the picture that the Gymnasium environment draws."""
+        env = self._envs[index]
+        if env.render_mode != _RGB:
+            raise NotImplementedError(f"{self.env_id} has no picture: expected the render mode {_RGB!r}")
+        axes.imshow(np.asarray(env.render()))
+        axes.set_axis_off()
+        task = ", ".join(f"{value:.4g}" for value in self.state[keys.TASK][index].tolist())
+        axes.set_title(f"task {task}, episode {int(self.state['episode'][index]) + 1}")
+
+    # What can be published and injected --------------------------------------------------------------------------
+
+    def publish_task(self) -> Tensor:
+        """Task `[B, task_dim]`."""
+        return self.state[keys.TASK].clone()
+
+    @property
+    def publish_task_id(self) -> Callable[[], Tensor]:
+        """Returns the tasks' numbers in `tasks` `[B]`; missing if there are only bounds."""
+        if self.num_tasks is None:
+            raise AttributeError("tasks within bounds have no numbers")
+        return self._task_id
+
+    def publish_success(self) -> Tensor:
+        """Whether `info["success"]` was set in the last step `[B, 1]`; False if there is no such entry."""
+        return self.state[keys.SUCCESS].unsqueeze(-1).clone()
+
+    def parse_injection(self, name: str, value: Tensor) -> Tensor:
+        """Check tasks `[task_dim]` or `[B, task_dim]`, and seeds `[]` or `[B]`."""
+        one = (self.task_dim,) if name == keys.TASK else ()
+        if value.shape not in (one, (self.num_envs, *one)):
+            shapes = f"{one} or {(self.num_envs, *one)}"
+            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {shapes}")
+        if name == "seed":
+            return value.to(torch.int64).expand(self.num_envs)
+        task = value.to(torch.float32).expand(self.num_envs, -1)
+        inside = ((task >= self._low) & (task <= self._high)).all(-1)
+        if not (inside if self.num_tasks is None else self._is_known(task).any(-1)).all():
+            raise ValueError(f"injected task is {value.tolist()}: expected tasks of this environment")
+        return task
+
+    def _task_id(self) -> Tensor:
+        return self._is_known(self.state[keys.TASK]).to(torch.int64).argmax(-1)
+
+    def _is_known(self, task: Tensor) -> Tensor:
+        """Which of all tasks each of `task` `[B, task_dim]` is, `[B, N]`."""
+        return (task.unsqueeze(1) == self._known).all(-1)
+
+
+def _make_envs(
+    num_envs: int, env_id: str, episode_length: int | None, kwargs: dict[str, Any]
+) -> list[gymnasium.Env[Any, Any]]:
+    try:
+        example = gymnasium.make(env_id, max_episode_steps=episode_length, **kwargs)
+        modes = example.metadata.get("render_modes") or ()
+        example.close()
+        kwargs = {"render_mode": _RGB, **kwargs} if _RGB in modes else kwargs
+        return [gymnasium.make(env_id, max_episode_steps=episode_length, **kwargs) for _ in range(num_envs)]
+    except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        raise ValueError(f"`env_id` is {env_id!r}: {error}") from error
+
+
+def _check_set_task(set_task: str, env: gymnasium.Env[Any, Any]) -> None:
+    if set_task != _OPTIONS and not callable(getattr(env.unwrapped, set_task, None)):
+        name = type(env.unwrapped).__name__
+        raise ValueError(f"`set_task` is {set_task!r}: expected {_OPTIONS!r}, or the name of a method of {name}")
+
+
+def _layout(env: gymnasium.Env[Any, Any], env_id: str, task_dim: int, num_tasks: int | None) -> Layout:
+    limit = None if env.spec is None else env.spec.max_episode_steps
+    if limit is None:
+        raise ValueError(f"`episode_length` is None, but {env_id!r} has no time limit: expected a number of steps")
+    observation, action = _flat(env.observation_space), env.action_space
+    if observation is None:
+        raise ValueError(f"`env_id` is {env_id!r}: expected observations of fixed size, not {env.observation_space}")
+    sizes: dict[str, Any] = {"task_dim": task_dim, "num_tasks": num_tasks}
+    if isinstance(action, spaces.Discrete):
+        sizes["num_actions"] = int(action.n)
+    elif isinstance(action, spaces.Box) and action.is_bounded():
+        sizes |= {"action_low": action.low.flatten().tolist(), "action_high": action.high.flatten().tolist()}
+    else:
+        raise ValueError(f"`env_id` is {env_id!r}: expected Discrete or bounded Box actions, not {action}")
+    return Layout(limit, observation.low.tolist(), observation.high.tolist(), **sizes)
+
+
+def _flatten(env: gymnasium.Env[Any, Any], observation: Any) -> np.ndarray:
+    """An observation as an array `[O]`."""
+    return np.asarray(spaces.flatten(env.observation_space, observation))
+
+
+def _flat(space: spaces.Space[Any]) -> spaces.Box | None:
+    """The box `[O]` of flattened elements; None if their size varies."""
+    flat = spaces.flatten_space(space) if space.is_np_flattenable else None
+    return flat if isinstance(flat, spaces.Box) else None
+
+
+def _parse_tasks(tasks: Sequence[Sequence[float]]) -> Tensor:
+    known = _table("tasks", tasks)
+    if len(known.unique(dim=0)) < len(known):
+        raise ValueError(f"`tasks` is {tasks}: expected every task once")
+    return known
+
+
+def _parse_bounds(low: Sequence[float] | None, high: Sequence[float] | None, known: Tensor | None) -> Tensor:
+    """Smallest and largest task, `[2, task_dim]`."""
+    if known is not None and low is None and high is None:
+        return torch.stack((known.amin(0), known.amax(0)))
+    if known is not None or low is None or high is None:
+        raise ValueError("expected either `tasks`, or both `task_low` and `task_high`")
+    bounds = _table("task_low` and `task_high", (low, high))
+    if (bounds[0] > bounds[1]).any():
+        raise ValueError(f"`task_low` is {low}: expected no value above `task_high` ({high})")
+    return bounds
+
+
+def _table(name: str, rows: Sequence[Sequence[float]]) -> Tensor:
+    """Rows of numbers of equal length, `[N, task_dim]`."""
+    try:
+        table = torch.tensor(rows, dtype=torch.float32)
+    except (TypeError, ValueError):
+        table = torch.empty(0)
+    if table.ndim != 2 or not table.numel() or not table.isfinite().all():
+        raise ValueError(f"`{name}` is {rows!r}: expected lists of equally many finite numbers")
+    return table

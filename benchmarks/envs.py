@@ -21,18 +21,32 @@ from tensordict import TensorDictBase
 from hyperrl import keys
 from hyperrl.envs import MetaEnv, env_ids, make_env
 
+# One of each family, two where options make a difference.
+IDS = (
+    "GridNavi-v0",
+    "Hall-L60H200-obs-rshape-v0",
+    "T-LN-P1-v0",
+    "T-LS-P1-v0",
+    "MC-LS-v0",
+    "MC-LSN-v0",
+    "PlanningGame-3x3-v0",
+    "PointEnv-v0",
+    "SparsePointEnv-v0",
+    "Semicircle-v0",
+)
+
 
 def draw_actions(env: MetaEnv, count: int = 64) -> tuple[torch.Tensor, ...]:
     return tuple(env.action_spec.rand() for _ in range(count))
 
 
 def play_step(env: MetaEnv, actions: tuple[torch.Tensor, ...], steps: int) -> None:
-    """Step only; `next` becomes the root by hand, and all environments are reset at the end of a meta-episode."""
+    """Step only; `next` becomes the root by hand, and all environments are reset as soon as one is done."""
     td = env.reset()
-    for t in range(1, steps + 1):
+    for t in range(steps):
         td[keys.ACTION] = actions[t % len(actions)]
         td = env.step(td)[keys.NEXT]
-        if t % env.horizon == 0:
+        if td[keys.DONE].any():
             td = env.reset()
 
 
@@ -61,7 +75,7 @@ def measure(env: MetaEnv, play: Callable[..., None], steps: int, repeats: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ids", nargs="+", default=["GridNavi-v0"], help="environment ids, or 'all'")
+    parser.add_argument("--ids", nargs="+", default=IDS, help="environment ids, or 'all'")
     parser.add_argument("--num_envs", nargs="+", type=int, default=[16, 64, 1024, 4096])
     parser.add_argument("--steps", type=int, default=300, help="vector steps per repeat")
     parser.add_argument("--repeats", type=int, default=7)

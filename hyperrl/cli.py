@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from hyperrl import configuration
 from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, FrameProgressBar
@@ -259,7 +259,7 @@ def _list(args: list[str]) -> None:
     else:
         configs = configuration.shipped_configs(groups[args[0]])
         rows = [(name, configuration.description(path) + _also(name)) for name, path in configs.items()]
-    table = Table("name", "what it is", box=None, pad_edge=False)
+    table = Table(Column("name", no_wrap=True), "what it is", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
     Console().print(table)

@@ -7,9 +7,19 @@ from __future__ import annotations
 
 from hyperrl.envs import gridworld, hall, mine_maze, planning_game, point_robot, t_maze
 from hyperrl.envs.base import MetaEnv
-from hyperrl.envs.registration import description, env_ids, landmarks, make_env, register_family
+from hyperrl.envs.gymnasium import GymnasiumMetaEnv
+from hyperrl.envs.registration import EnvEntry, description, env_ids, landmarks, make_env, register_family
 
-__all__ = ["MetaEnv", "description", "env_ids", "landmarks", "make_env"]
+__all__ = [
+    "EnvEntry",
+    "GymnasiumMetaEnv",
+    "MetaEnv",
+    "description",
+    "env_ids",
+    "landmarks",
+    "make_env",
+    "register_family",
+]
 
 for _family in (gridworld, hall, t_maze, mine_maze, planning_game, point_robot):
     register_family(_family.ENVS)

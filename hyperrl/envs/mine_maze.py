@@ -150,7 +150,7 @@ class MineMaze(MetaEnv):
         Raises:
             ValueError: if shape or type are others.
         """
-        bank = torch.asarray(pictures, copy=True)
+        bank = torch.asarray(pictures, copy=True)  # arrays may be read-only
         expected = (len(KEYS), PIXELS, PIXELS, 3)
         if bank.shape != expected or bank.dtype != torch.uint8:
             raise ValueError(f"`pictures` is {bank.dtype} {tuple(bank.shape)}: expected torch.uint8 {expected}")
@@ -260,7 +260,7 @@ class MineMaze(MetaEnv):
         axes.set_title(f"episode {episode} of {self.episodes_per_task}, {self._whereabouts(here)}", y=0.84)
         picture = axes.inset_axes((0.0, 0.0, 0.6, 1.0), xticks=[], yticks=[])
         view = self.state[keys.OBSERVATION][index, :_SIZE].view(PIXELS, PIXELS, 3).flip(0)
-        picture.imshow((view * 128 + 128).to(torch.uint8).cpu().numpy())
+        picture.imshow((view * 128 + 128).clamp(max=255).to(torch.uint8).cpu().numpy())
         plan = axes.inset_axes((0.66, 0.0, 0.34, 1.0), frame_on=False, xticks=[], yticks=[], aspect="equal")
         cues = self.state["cues"][index].tolist()
         shown = [place for place in self._places if place.room == here.room]

@@ -197,7 +197,7 @@ class Elbo(nn.Module):
         reward = _steps_of(batch.steps.reward.squeeze(-1), index)
         if kind == "deterministic":
             return (prediction - reward).square()
-        return binary_error(prediction, reward == 1, log_probability=kind == "categorical")
+        return binary_error(prediction, reward == self.config.reward_target, log_probability=kind == "categorical")
 
     def _state_error(self, z: Tensor, batch: _Batch, index: Tensor | None) -> Tensor | None:
         """Errors ``[n, E, D]`` of next states predicted from ``z [n, E, Z]``; `index` as in :class:`Indices`."""

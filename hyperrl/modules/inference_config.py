@@ -35,7 +35,8 @@ class InferenceConfig:
             variance, and there is no KL.
         kl_coeff: weight of the KL.
         kl_prior: KL to the posterior one step earlier, or to the standard normal distribution.
-        reward: prediction of rewards; none leaves them out; bernoulli and categorical predict whether the reward is 1.
+        reward: prediction of rewards; none leaves them out; bernoulli and categorical predict whether it is the target.
+        reward_target: the reward whose presence is predicted, that of success.
         reward_per_state: whether the reward decoder has an output per state instead of states and actions as inputs.
         reward_uses_action: whether the reward decoder is given the action.
         reward_uses_prev_state: whether it is given the previous state.
@@ -75,6 +76,7 @@ class InferenceConfig:
     kl_coeff: float = 1.0
     kl_prior: Literal["previous", "standard"] = "previous"
     reward: RewardDecoding = "deterministic"
+    reward_target: float = 1.0
     reward_per_state: bool = False
     reward_uses_action: bool = True
     reward_uses_prev_state: bool = True

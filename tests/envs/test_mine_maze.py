@@ -197,9 +197,10 @@ class TestRules:
             action = weights.multinomial(1, generator=generator).squeeze(-1)
             rewarded, ended = zip(*(game.step(a) for game, a in zip(games, action.tolist(), strict=True)), strict=True)
             done = [game.over for game in games]
-            if any(end and not over for end, over in zip(ended, done, strict=True)):
-                episode = torch.tensor([game.episode for game in games])
-                env.inject("rooms", rooms[episode, torch.arange(32)])
+            starts = torch.tensor(ended) & ~torch.tensor(done)
+            if starts.any():  # what is injected for the others must have no effect
+                now = rooms[torch.tensor([game.episode for game in games]), torch.arange(32)]
+                env.inject("rooms", torch.where(starts.unsqueeze(-1), now, 1 - now))
             td = act(env, action)
             torch.testing.assert_close(td[keys.REWARD].squeeze(-1), torch.tensor(rewarded))
             assert td[keys.EPISODE_DONE].squeeze(-1).tolist() == list(ended)
@@ -237,6 +238,17 @@ class TestRules:
         assert torch.equal(env.state["colours"], before["colours"])
         assert torch.equal(env.state[keys.TASK], before[keys.TASK])
         assert (env.state["cues"][:, 2:18] == before["cues"][:, 2:18]).double().mean() < 0.6
+
+    def test_partial_reset_changes_nothing_else(self) -> None:
+        env = build(256, 2, multi_step_indicator=True, seed=1)
+        td = env.reset()
+        td = act(env, RIGHT).exclude(keys.REWARD)
+        before = {name: value.clone() for name, value in env.state.items()}
+        mask = torch.arange(256) % 2 == 0
+        env.reset(td.set("_reset", mask.unsqueeze(-1)))
+        for name, value in env.state.items():
+            assert torch.equal(value[~mask], before[name][~mask]), name
+            assert name == "episode" or not torch.equal(value[mask], before[name][mask]), name
 
 
 class TestOptions:
@@ -555,6 +567,34 @@ class TestFrames:
             [0.0, 4.0],
             [-1.0, 4.0],
         ]
+
+    @pytest.mark.parametrize("kind", [0, 1])
+    def test_the_rewarded_side_is_green(self, kind: int) -> None:
+        env = MineMaze(1, 1, num_rooms=1)
+        env.inject("task", [UP])
+        env.inject("rooms", [kind])
+        env.reset()
+        for action in (RIGHT, FORWARD, LEFT, FORWARD, FORWARD, RIGHT, FORWARD):
+            frame = env.render_frame(0)
+            act(env, action)
+        assert (self.column(frame, self.GREEN) < self.column(frame, self.BLUE)) == (kind == 0)  # in the room
+        frame = env.render_frame(0)
+        assert self.column(frame, self.GREEN) > self.column(frame, self.BLUE)  # at the end
+
+    @staticmethod
+    def column(frame: np.ndarray, colour: tuple[int, int, int]) -> float:
+        """The mean column of a colour."""
+        return float((frame == colour).all(-1).nonzero()[1].mean())
+
+    def test_noise_is_in_the_frame(self) -> None:
+        env = MineMaze(1, 1, noise=0.1)
+        env.inject("noise", *torch.tensor([2.0, -2.0]).expand(300, 2).T)
+        env.reset()
+        white = self.share(env.render_frame(0), (0, 0, 0))
+        act(env, LEFT)
+        black = self.share(env.render_frame(0), (0, 0, 0))
+        assert white < 0.02
+        assert black > 0.3
 
     def test_what_the_agent_sees_is_in_the_frame(self) -> None:
         env = MineMaze(1, 1)

@@ -37,6 +37,8 @@ CASES: dict[str, dict[str, Any]] = {
     "reward, bernoulli": {"reward": "bernoulli", "reward_uses_action": False},
     "reward per state, bernoulli": PER_STATE,
     "reward per state, categorical": PER_STATE | {"reward": "categorical"},
+    "reward of 2 per state, bernoulli": PER_STATE | {"reward_target": 2.0},
+    "reward of 2 per state, categorical": PER_STATE | {"reward": "categorical", "reward_target": 2.0},
     "reward per state, deterministic": PER_STATE | {"reward": "deterministic"},
     "state": NO_REWARD | {"state": "deterministic", "state_coeff": 0.6},
     "state, gaussian": NO_REWARD | {"state": "gaussian"},
@@ -153,14 +155,14 @@ class Loops:
             of_states, state = decoder(z), self.td[keys.STATE_ID][row, step]
             if kind == "categorical":
                 probability = of_states.softmax(-1)[state]
-                return -(probability if reward == 1 else 1 - probability).log()
+                return -(probability if reward == self.config.reward_target else 1 - probability).log()
             prediction = of_states[state]
         else:
             assert decoder is not None
             (prediction,) = self.of_step(decoder, z, row, step)
         if kind == "deterministic":
             return (prediction - reward) ** 2
-        return -Bernoulli(logits=prediction).log_prob((reward == 1).to(prediction.dtype))
+        return -Bernoulli(logits=prediction).log_prob((reward == self.config.reward_target).to(prediction.dtype))
 
     def state(self, row: int, t: int, step: int) -> Tensor:
         decoder, target = self.model.state, self.td[keys.OBSERVATION][row, step]

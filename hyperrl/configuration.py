@@ -202,14 +202,16 @@ def check_continues(path: str, checkpoint: dict[str, Any], config: Any) -> None:
         config: what is configured now.
 
     Raises:
-        ConfigError: something else trains the encoder now.
+        ConfigError: something else trains the encoder, or another optimiser the policy.
     """
-    saved = (yaml.safe_load(checkpoint[CHECKPOINT_CONFIG])["model"].get("inference") or {}).get("encoder_loss", "rl")
-    if saved != config.model.inference.encoder_loss:
-        raise ConfigError(
-            f"model.inference.encoder_loss is {config.model.inference.encoder_loss} and --ckpt_path {path} was trained "
-            f"with {saved}; expected {saved}, to which its optimisers belong"
-        )
+    saved = yaml.safe_load(checkpoint[CHECKPOINT_CONFIG])["model"]
+    for group, name, default in (("inference", "encoder_loss", "rl"), ("ppo", "optimizer", "adam")):
+        before, now = (saved.get(group) or {}).get(name, default), config.model[group][name]
+        if before != now:
+            raise ConfigError(
+                f"model.{group}.{name} is {now} and --ckpt_path {path} was trained with {before}; expected {before}, to "
+                "which its optimisers belong"
+            )
 
 
 def one_line(message: str) -> str:

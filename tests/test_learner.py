@@ -16,7 +16,7 @@ from hyperrl import keys
 from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.data.rollouts import RolloutStream
 from hyperrl.envs import make_env
-from hyperrl.errors import DivergedError
+from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.modules.agent import Actor
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.normalization import RewardNormalizer
@@ -196,6 +196,28 @@ def test_policy_and_encoder_have_their_own_epsilon() -> None:
     (optimizer,) = model.configure_optimizers()
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert trained == {id(p) for p in model.parameters()}
+
+
+def test_rmsprop_moves_the_policy_and_adam_the_encoder() -> None:
+    """A first step is the rate in the direction of the gradient's sign for Adam, ten times that for RMSprop."""
+    ppo = PPOConfig(optimizer="rmsprop", lr=1e-4, lr_schedule="linear", eps=1e-8, epochs=1, num_minibatches=1)
+    before: dict[str, Tensor] = {}
+
+    class Before(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: MetaPPO) -> None:  # type: ignore[override]
+            before.update({name: value.detach().clone() for name, value in pl_module.named_parameters()})
+
+    # A hypernetwork with Bias-HyperInit would let no gradient through to the encoder yet.
+    model, _ = tiny.fit(ppo=ppo, policy={"conditioning": "concat"}, callbacks=[Before()], frames=80)
+    for part, step in (("policy", 1e-3), ("encoder", 1e-4)):
+        names = [name for name in before if name.startswith(f"agent.{part}.")]
+        moved = torch.cat([(model.get_parameter(name).detach() - before[name]).abs().flatten() for name in names])
+        assert moved.max() == pytest.approx(step, rel=1e-2)
+        assert moved.median() == pytest.approx(step, rel=1e-2)
+    policy, encoder = model.trainer.optimizers
+    assert {group["lr"] for optimizer in (policy, encoder) for group in optimizer.param_groups} == {0.0}
+    with pytest.raises(ConfigError, match=r"^model\.ppo\.optimizer is sgd; expected adam or rmsprop$"):
+        PPOConfig(optimizer="sgd")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("minibatch", ["env", "step"])

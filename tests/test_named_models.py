@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -299,32 +300,81 @@ class TestNames:
         assert [name for name in names if f"`{name}` |" not in text] == []
 
 
+ENVS = configuration.shipped_configs("env")
+# What experiments decide of the encoder; environments have the value that goes without saying.
+SET_DECIDES = ("latent_dim", "full_transitions")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What a file sets."""
+    settings: dict[str, Any] = yaml.safe_load(path.read_text())
+    return settings
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    leaves: dict[str, Any] = {}
+    for key, value in settings.items():
+        leaves |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return leaves
+
+
+def distinct(experiments: dict[str, Path]) -> list[str]:
+    """One of all experiments with the same model and settings, whatever their values, which a file on top replaces."""
+    found: dict[tuple[str, ...], str] = {}
+    for name, path in experiments.items():
+        config = load(path)
+        found.setdefault((configuration.model_name(config), *sorted(flat(config["model"]))), name)
+    return list(found.values())
+
+
+def pairs(experiments: dict[str, Path]) -> list[tuple[str, str]]:
+    """The experiments of the papers that differ in their model alone, in both orders."""
+    sets: dict[str, list[str]] = {}
+    for name in experiments:
+        ending = next((ending for ending in ("_rnn_hn", "_vi_hn", "_splagger") if name.endswith(ending)), "")
+        if ending:
+            sets.setdefault(name.removesuffix(ending), []).append(name)
+    return [pair for names in sets.values() for pair in itertools.permutations(names, 2)]
+
+
 class TestComposition:
     @pytest.mark.parametrize("name", MODELS)
     def test_environment_and_model_come_in_either_order(self, command_line: CommandLine, name: str) -> None:
         settings = command_line.settings
         assert settings("env/gridnavi", f"model/{name}") == settings(f"model/{name}", "env/gridnavi")
 
-    @pytest.mark.parametrize("env", configuration.shipped_configs("env"))
+    @pytest.mark.parametrize("env", ENVS)
     def test_environments_and_models_share_no_setting(self, env: str) -> None:
-        settings = yaml.safe_load(configuration.shipped_configs("env")[env].read_text())["model"]
-        assert set(settings) == {"inference"}
+        decided = set(flat(load(ENVS[env])))
         for path in MODELS.values():
-            model = yaml.safe_load(path.read_text())["model"]
-            assert not set(model.get("inference", {})) & set(settings["inference"])
+            assert not decided & set(flat(load(path))), path
 
-    @pytest.mark.parametrize("experiment", configuration.shipped_configs("experiment"))
+    @pytest.mark.parametrize("experiment", distinct(configuration.shipped_configs("experiment")))
     def test_experiments_take_any_model(self, command_line: CommandLine, experiment: str) -> None:
         """Nothing of the experiment's own model is left over."""
+        own = load(configuration.shipped_configs("experiment")[experiment])
+        env = next(name for name, path in ENVS.items() if load(path)["data"]["env"] == own["data"]["env"])
+        sizes = {key: value for key, value in own["model"].get("encoder", {}).items() if key in SET_DECIDES}
         for name in MODELS:
-            model, alone = (command_line.settings(x, f"model/{name}")["model"] for x in (experiment, "env/gridnavi"))
+            model, alone = (command_line.settings(x, f"model/{name}")["model"] for x in (experiment, env))
             PolicyConfig(**model["policy"])
             InferenceConfig(**model["inference"])
             assert _read(model["policy"]) == _read(alone["policy"]), name
             if alone["policy"]["use_latent"]:
-                assert model["encoder"] == alone["encoder"], name
-            own = yaml.safe_load(MODELS[name].read_text())["model"]["inference"]
-            assert {key: model["inference"][key] for key in own} == {key: alone["inference"][key] for key in own}, name
+                assert model["encoder"] == {**alone["encoder"], **sizes}, name
+            set_by_model = load(MODELS[name])["model"]["inference"]
+            assert {key: model["inference"][key] for key in set_by_model} == {
+                key: alone["inference"][key] for key in set_by_model
+            }, name
+
+    @pytest.mark.parametrize(("one", "other"), pairs(configuration.shipped_configs("experiment")))
+    def test_the_other_model_on_top_makes_the_other_experiment(
+        self, command_line: CommandLine, one: str, other: str
+    ) -> None:
+        model = configuration.model_name(load(configuration.shipped_configs("experiment")[other]))
+        composed, written = command_line.settings(one, f"model/{model}"), command_line.settings(other)
+        assert composed == written
 
 
 @pytest.mark.parametrize("name", PUBLISHED["models"])

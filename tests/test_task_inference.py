@@ -294,6 +294,8 @@ def test_what_cannot_go_on_is_refused_by_name(in_folder: Callable[..., Any]) -> 
     path = str(next(Path().rglob("last.ckpt")))
     with pytest.raises(ConfigError, match=r"encoder_loss is both and --ckpt_path .* was trained with inference"):
         in_folder("fit", "--ckpt_path", path, "--data.frames=960", "--model.inference.encoder_loss=both")
+    with pytest.raises(ConfigError, match=r"ppo\.optimizer is rmsprop and --ckpt_path .* was trained with adam"):
+        in_folder("fit", "--ckpt_path", path, "--data.frames=960", "--model.ppo.optimizer=rmsprop")
     with pytest.raises(ConfigError, match=r"precollect_frames is 960 and data\.frames is 960; expected fewer"):
         in_folder("fit", *ARGS, "--data.frames=960", "--model.inference.precollect_frames=960")
     with pytest.raises(ConfigError, match=r"strategy is ddp and model\.inference\.encoder_loss is inference"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -120,8 +121,11 @@ class MetaPPO(LightningModule):
     # The update, in public pieces
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """One fused Adam for all that the RL loss trains, and one for the encoder where it does not train that."""
-        return [torch.optim.Adam(groups, fused=True) for groups in self.parameter_groups()]
+        """One fused Adam for all that the RL loss trains, or RMSprop for the policy; a fused Adam for the rest."""
+        policy, *others = self.parameter_groups()
+        adam = functools.partial(torch.optim.Adam, fused=True)
+        first = adam if self.config.optimizer == "adam" else functools.partial(torch.optim.RMSprop, alpha=0.99)
+        return [first(policy), *map(adam, others)]
 
     def parameter_groups(self) -> list[list[ParameterGroup]]:
         """The groups of each optimiser: policy; encoder and decoders, as far as they have parameters."""
@@ -131,7 +135,9 @@ class MetaPPO(LightningModule):
         own = {"lr": config.lr if config.decodes else self.config.lr, "eps": self.config.encoder_eps}
         parts = (list(module.parameters()) for module in (self.agent.encoder, self.inference))
         others = [{"params": parameters, **own} for parameters in parts if parameters]
-        return [[policy, *others]] if config.rl_trains_encoder else [[policy], others]
+        together = config.rl_trains_encoder and self.config.optimizer == "adam"
+        groups = [[policy, *others]] if together else [[policy], others]
+        return [group for group in groups if group]
 
     @property
     def trajectory_settings(self) -> dict[str, Any] | None:
@@ -304,9 +310,10 @@ class MetaPPO(LightningModule):
         self._backward(total)
         trained = {"policy": self.agent.policy, **({"encoder": self.agent.encoder} if self._rl_trains_encoder else {})}
         for name, module in trained.items():
-            norm = torch.nn.utils.clip_grad_norm_(module.parameters(), self.config.max_grad_norm)
+            norm = torch.nn.utils.clip_grad_norm_(list(module.parameters()), self.config.max_grad_norm)
             logged[f"grad_norm/{name}"] = norm.to(total.device)  # on the host if nothing has a gradient
-        self._optimizers[0].step()
+        for optimizer in self._optimizers if self.inference.config.rl_trains_encoder else self._optimizers[:1]:
+            optimizer.step()
         return logged
 
     def infer(self, updates: int) -> list[Logged]:
@@ -351,10 +358,11 @@ class MetaPPO(LightningModule):
     def _anneal(self) -> None:
         """Sets the learning rates by frames, after each update; task inference of its own keeps its rate."""
         left = max(0.0, 1 - self.frames / self.total_frames) if self.config.lr_schedule == "linear" else 1.0
+        own = not self.inference.config.rl_trains_encoder
         for number, (optimizer, groups) in enumerate(zip(self._optimizers, self.parameter_groups(), strict=True)):
             # Not strict: a subclass may optimise the policy alone.
             for group, configured in zip(optimizer.param_groups, groups, strict=False):
-                group["lr"], group["eps"] = configured["lr"] * (1.0 if number else left), configured["eps"]
+                group["lr"], group["eps"] = configured["lr"] * (1.0 if number and own else left), configured["eps"]
 
     # Validation and test: the adaptation curve on fresh tasks
 

@@ -27,9 +27,10 @@ class PPOConfig:
     """PPO's settings (spec/training.md section 5).
 
     Attributes:
+        optimizer: optimiser of the policy: adam, or rmsprop with smoothing 0.99; encoder and decoders have Adam.
         lr: learning rate of policy and encoder.
         lr_schedule: constant, or linear decay to 0 over the frame budget.
-        eps: Adam's epsilon for the policy's parameters.
+        eps: epsilon of the policy's optimiser.
         encoder_eps: Adam's epsilon for the encoder's parameters.
         gamma: discount.
         gae_lambda: lambda of generalised advantage estimation.
@@ -47,6 +48,7 @@ class PPOConfig:
         reward_clip: bound of the scaled rewards.
     """
 
+    optimizer: Literal["adam", "rmsprop"] = "adam"
     lr: float = 7e-4
     lr_schedule: Literal["constant", "linear"] = "constant"
     eps: float = 1e-5
@@ -66,6 +68,8 @@ class PPOConfig:
     reward_clip: float = 10.0
 
     def __post_init__(self) -> None:
+        if self.optimizer not in ("adam", "rmsprop"):
+            raise ConfigError(f"model.ppo.optimizer is {self.optimizer}; expected adam or rmsprop")
         for name in ("lr", "eps", "encoder_eps", "clip", "max_grad_norm", "reward_clip"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ConfigError(f"model.ppo.{name} is {getattr(self, name)}; expected a positive number")

@@ -1,9 +1,8 @@
-"""What the tests of GridNavi and Hall share: playing every goal at once, the law of draws, and the exact posterior."""
+"""What the tests of GridNavi and Hall share: playing every goal at once, and the exact posterior."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from statistics import NormalDist
 
 import torch
 from tensordict import TensorDict
@@ -57,22 +56,6 @@ def random_player(seed: int) -> Player:
     """Plays uniformly random actions."""
     generator = torch.Generator().manual_seed(seed)
     return lambda td, position: torch.randint(5, td.batch_size, generator=generator)
-
-
-def chi_square_limit(categories: int, level: float) -> float:
-    """Upper quantile of the chi-square distribution (Wilson and Hilferty's approximation)."""
-    degrees = categories - 1
-    z = NormalDist().inv_cdf(1 - level)
-    return degrees * (1 - 2 / (9 * degrees) + z * (2 / (9 * degrees)) ** 0.5) ** 3
-
-
-def assert_uniform(draws: Tensor, categories: int, level: float = 0.001) -> None:
-    """Chi-square test that whole numbers are uniform over so many values."""
-    counts = draws.unique(return_counts=True)[1].double()
-    assert len(counts) <= categories
-    expected = len(draws) / categories
-    statistic = float(((counts - expected) ** 2 / expected).sum() + (categories - len(counts)) * expected)
-    assert statistic < chi_square_limit(categories, level)
 
 
 def assert_beliefs_are_exact(env: GoalSearch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from sampling import assert_mean, assert_uniform
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -20,8 +21,6 @@ from hyperrl.envs.planning_game import ENVS, PlanningGame
 UP, DOWN, LEFT, RIGHT, COLLECT = range(5)
 MOVES = ((0, 1), (0, -1), (-1, 0), (1, 0))
 KWARGS = {entry.id: dict(entry.kwargs) for entry in ENVS}
-LEVEL = 1e-4  # of every statistical test
-QUANTILE = 3.8906  # two-sided, of the normal distribution at that level
 
 
 def build(env_id: str, num_envs: int, **options: object) -> PlanningGame:
@@ -38,16 +37,6 @@ def beside(env: PlanningGame, goal: tuple[int, int] | Tensor, position: tuple[in
     env.inject("task", goal)
     env.inject("position", position)
     env.reset()
-
-
-def p_value(draws: Tensor, categories: int) -> float:
-    """Tail probability of the chi-square statistic of integers below `categories` that should be uniform."""
-    counts = torch.bincount(draws, minlength=categories).double()
-    assert len(counts) == categories
-    expected = len(draws) / categories
-    assert expected > 5
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return torch.special.gammaincc(torch.tensor((categories - 1) / 2).double(), statistic / 2).item()
 
 
 def cells(env: PlanningGame) -> tuple[Tensor, Tensor]:
@@ -181,22 +170,21 @@ class TestObservations:
 
 
 class TestSampling:
-    """Laws of the draws at level 1e-4, with fixed seeds."""
+    """Laws of the draws."""
 
     def test_position_and_goal_are_uniform_and_distinct(self) -> None:
         env = build("PlanningGame-3x3-v0", 50_000, seed=3)
         env.reset()
         position, goal = cells(env)
         assert (position != goal).all()
-        assert p_value(8 * goal + position - (position > goal).long(), 72) > LEVEL
+        assert_uniform(8 * goal + position - (position > goal).long(), range(72))
 
     def test_labels_are_a_uniform_permutation(self) -> None:
         env = PlanningGame(50_000, maze_size=2, seed=4)
         env.reset()
         digits = env.state["labels"] @ torch.tensor([64, 16, 4, 1])
-        number, count = digits.unique(return_inverse=True)
-        assert len(number) == 24
-        assert p_value(count, 24) > LEVEL
+        assert len(digits.unique()) == 24
+        assert_uniform(digits, digits.unique())
 
     @pytest.mark.parametrize("respawn", [False, True])
     def test_next_goals_are_uniform_among_the_other_cells(self, respawn: bool) -> None:
@@ -208,10 +196,10 @@ class TestSampling:
         assert (position != goal).all()
         others = goal - (goal > position).long()
         if respawn:
-            assert p_value(8 * position + others, 72) > LEVEL
+            assert_uniform(8 * position + others, range(72))
         else:
             assert (position == 4).all()
-            assert p_value(others, 8) > LEVEL
+            assert_uniform(others, range(8))
 
     @pytest.mark.parametrize("respawn", [False, True])
     def test_goals_of_a_split_are_uniform_in_it(self, respawn: bool) -> None:
@@ -222,7 +210,7 @@ class TestSampling:
         first = cells(env)[1]
         inside = first.unique()
         assert len(inside) == 5
-        assert p_value(torch.searchsorted(inside, first), 5) > LEVEL
+        assert_uniform(first, inside)
         beside(env, goal, (goal - torch.tensor([0.0, 1.0])) % 3)
         step(env, UP)
         assert (step(env, COLLECT)[keys.REWARD] == 1).all()
@@ -230,10 +218,10 @@ class TestSampling:
         assert torch.isin(later, inside).all()
         assert (later != position).all()
         if respawn:
-            assert p_value(8 * torch.searchsorted(inside, later) + position - (position > later).long(), 40) > LEVEL
+            assert_uniform(8 * torch.searchsorted(inside, later) + position - (position > later).long(), range(40))
         else:
             rank, last = torch.searchsorted(inside, later), torch.searchsorted(inside, position)
-            assert p_value(4 * last + rank - (rank > last).long(), 20) > LEVEL
+            assert_uniform(4 * last + rank - (rank > last).long(), range(20))
 
     def test_after_a_forced_goal_outside_the_split_all_its_goals_are_equally_likely(self) -> None:
         options = {"task_split": "test", "test_fraction": 0.4, "split_seed": 7}
@@ -247,7 +235,7 @@ class TestSampling:
         beside(env, goal, (goal[0], (goal[1] - 1) % 3))
         step(env, UP)
         assert (step(env, COLLECT)[keys.REWARD] == 1).all()
-        assert p_value(torch.searchsorted(inside, cells(env)[1]), 4) > LEVEL
+        assert_uniform(cells(env)[1], inside)
 
 
 class TestPath:
@@ -401,12 +389,6 @@ def returns(env: PlanningGame, player: Callable[[TensorDict, int], Tensor]) -> T
         total += td[keys.REWARD].squeeze(-1)
     assert td[keys.DONE].all()
     return total
-
-
-def assert_mean(total: Tensor, expected: float) -> None:
-    """The mean of the returns is `expected`, at level 1e-4."""
-    error = QUANTILE * total.std().item() / len(total) ** 0.5
-    assert abs(total.mean().item() - expected) < error
 
 
 class TestReturns:

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from sampling import assert_uniform
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -13,7 +14,6 @@ from hyperrl import keys
 from hyperrl.envs import MetaEnv
 from hyperrl.envs.point_robot import ENVS, PointRobot, Semicircle, SparsePointRobot
 
-LEVEL = 1e-4  # of every statistical test
 CLASSES = {"PointEnv-v0": PointRobot, "SparsePointEnv-v0": SparsePointRobot, "Semicircle-v0": Semicircle}
 
 
@@ -26,21 +26,22 @@ def on_circle(angle: float, radius: float = 1.0) -> list[float]:
     return [radius * math.cos(angle), radius * math.sin(angle)]
 
 
-def p_value(values: Tensor, low: float, high: float, bins: int = 20) -> float:
-    """Tail probability of the chi-square statistic of numbers that should be uniform between two bounds."""
+def bin_of(values: Tensor, low: float, high: float, bins: int) -> Tensor:
+    """Which of so many equal parts of an interval, from 0, holds each value; bounds may be missed by rounding."""
     assert low - 1e-6 <= values.min()
     assert values.max() <= high + 1e-6
-    counts = torch.histc(values.double(), bins, low, high)
-    expected = len(values) / bins
-    assert expected > 5
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return torch.special.gammaincc(torch.tensor((bins - 1) / 2).double(), statistic / 2).item()
+    return ((values.double() - low) / (high - low) * bins).long().clamp(0, bins - 1)
+
+
+def assert_uniform_between(values: Tensor, low: float, high: float) -> None:
+    """All of 20 parts are equally likely."""
+    assert_uniform(bin_of(values, low, high, 20), range(20))
 
 
 def assert_uniform_in_square(x: Tensor, y: Tensor) -> None:
     """Uniform in [-1, 1] x [-1, 1]: all of 8 x 8 squares are equally likely."""
-    column, row = (((values + 1) * 4).floor() for values in (x, y))
-    assert p_value(8 * column + row + 0.5, 0, 64, bins=64) > LEVEL
+    column, row = (bin_of(values, -1, 1, 8) for values in (x, y))
+    assert_uniform(8 * column + row, range(64))
 
 
 class TestSizes:
@@ -153,7 +154,7 @@ class TestSparsePointRobot:
     def test_goals_are_uniform_on_the_half_circle(self) -> None:
         goal = SparsePointRobot(20_000, seed=1, publish=["task"]).reset()[keys.TASK]
         torch.testing.assert_close(goal.norm(dim=-1), torch.ones(20_000))
-        assert p_value(torch.atan2(goal[:, 1], goal[:, 0]), 0, math.pi) > LEVEL
+        assert_uniform_between(torch.atan2(goal[:, 1], goal[:, 0]), 0, math.pi)
 
     def test_knowing_the_goal(self) -> None:
         """One jump, and every step of every episode pays 1; no player can earn more."""
@@ -257,11 +258,11 @@ class TestSemicircle:
         env = Semicircle(20_000, radius=0.5, seed=4, publish=["task"])
         td = env.reset()
         goal_x, goal_y, angle = td[keys.TASK].unbind(-1)
-        assert p_value(angle, 0, math.pi) > LEVEL
+        assert_uniform_between(angle, 0, math.pi)
         torch.testing.assert_close(goal_x, 0.5 * angle.cos())
         torch.testing.assert_close(goal_y, 0.5 * angle.sin())
         heading = td[keys.OBSERVATION][:, 2]
-        assert p_value(heading, -math.pi, math.pi) > LEVEL
+        assert_uniform_between(heading, -math.pi, math.pi)
         # All jump to their goal.
         env.inject("heading", env.state[keys.TASK][:, 2])
         env.inject("task", env.state[keys.TASK])
@@ -269,7 +270,7 @@ class TestSemicircle:
         td = step(env, [0.05, 0.0])
         assert (td[keys.REWARD] == 1).all()
         assert not td[keys.OBSERVATION][:, :2].any()
-        assert p_value(td[keys.OBSERVATION][:, 2], -math.pi, math.pi) > LEVEL
+        assert_uniform_between(td[keys.OBSERVATION][:, 2], -math.pi, math.pi)
 
     def test_knowing_the_goal(self) -> None:
         """Even from the right heading the goal is 0.16 and so two steps away: five contacts at most."""

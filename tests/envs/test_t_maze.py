@@ -8,6 +8,7 @@ from typing import Protocol
 import pytest
 import torch
 from matplotlib.figure import Figure
+from sampling import assert_share, assert_uniform
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributions import Binomial
@@ -20,7 +21,6 @@ from hyperrl.envs.t_maze import ENVS, TMaze
 
 LEFT, RIGHT, UP, DOWN = range(4)
 FREE = {"force_right": False, "force_final_decision": False}
-LEVEL = 1e-4
 IDS = [entry.id for entry in ENVS]
 NOISY_IDS = [name for name in IDS if name.startswith("T-LN") and "LD" not in name]
 
@@ -38,22 +38,6 @@ def rewards(env: TMaze, *actions: int) -> list[float]:
 
 def check(observation: Tensor) -> Tensor:
     return observation[..., 3]
-
-
-def assert_binomial(successes: Tensor, p: float) -> None:
-    """Exact two-sided test that independent trials (a bool tensor) succeed with probability `p`, at `LEVEL`."""
-    total, count = successes.numel(), int(successes.sum())
-    mass = Binomial(total, torch.tensor(p, dtype=torch.float64)).log_prob(torch.arange(total + 1.0)).exp()
-    assert 2 * min(mass[: count + 1].sum(), mass[count:].sum()) > LEVEL
-
-
-def assert_uniform(draws: Tensor, values: list[int]) -> None:
-    """Chi-square test that draws are uniform over `values`, at `LEVEL`."""
-    assert set(draws.tolist()) <= set(values)
-    expected = draws.numel() / len(values)
-    statistic = sum((int((draws == value).sum()) - expected) ** 2 / expected for value in values)
-    degrees = torch.tensor(len(values) - 1.0, dtype=torch.float64)
-    assert torch.special.gammaincc(degrees / 2, torch.tensor(statistic, dtype=torch.float64) / 2) > LEVEL
 
 
 class TestRules:
@@ -303,12 +287,12 @@ class TestRefusals:
 
 
 class TestDraws:
-    """Sampling laws, each tested at level 1e-4 with a fixed seed."""
+    """Sampling laws."""
 
     @pytest.mark.parametrize("env_id", IDS)
     def test_tasks_are_uniform(self, env_id: str) -> None:
         env = make_env(env_id, 8192, seed=1, publish=["task_id"])
-        assert_uniform(env.reset()[keys.TASK_ID], list(range(env.num_tasks or 0)))
+        assert_uniform(env.reset()[keys.TASK_ID], range(env.num_tasks or 0))
 
     @pytest.mark.parametrize(("task", "latent_dist"), [(UP, None), (DOWN, None), (UP, (0.7, 0.4)), (DOWN, (0.7, 0.4))])
     @pytest.mark.parametrize("per_step_reset", [False, True])
@@ -319,11 +303,11 @@ class TestDraws:
         p = 0.5 if latent_dist is None else latent_dist[task == DOWN]
         start = env.reset()[keys.OBSERVATION]
         seen = check(torch.cat((start.unsqueeze(1), steps(env, *[UP] * 39)[keys.OBSERVATION]), 1)) == 1
-        assert_binomial(seen, p)
+        assert_share(seen, p)
         for cells in (slice(0, 20), slice(20, 40)):  # both episodes, as pairs of cells that do not overlap
             first, second = seen[:, cells].unflatten(1, (-1, 2)).unbind(-1)
-            assert_binomial(first & second, p**2)
-        assert_binomial(seen[:, :20] == seen[:, 20:], p**2 + (1 - p) ** 2)  # the next episode draws anew
+            assert_share(first & second, p**2)
+        assert_share(seen[:, :20] == seen[:, 20:], p**2 + (1 - p) ** 2)  # the next episode draws anew
 
     def test_waiting_draws_only_with_per_step_reset(self) -> None:
         for per_step_reset in (False, True):
@@ -331,7 +315,7 @@ class TestDraws:
             start = check(env.reset()[keys.OBSERVATION])
             same = check(steps(env, UP)[keys.OBSERVATION][:, 0]) == start
             if per_step_reset:
-                assert_binomial(same, 0.5)
+                assert_share(same, 0.5)
             else:
                 assert same.all()
 
@@ -352,7 +336,7 @@ class TestDraws:
         first, second = pattern(env), pattern(env)  # two episodes each, on different tasks
         assert (first[:, :40] == first[0, 40:]).all()
         assert torch.equal(first, second)
-        assert_binomial(first[0, :40] == 1, 0.5)
+        assert_share(first[0, :40] == 1, 0.5)
         other = TMaze(3, 2, seed=9, **options)
         assert not torch.equal(pattern(other), first)
         other.load_state_dict(env.state_dict())
@@ -376,9 +360,9 @@ class TestDraws:
             first, second = (torch.argmax((ends == n).int(), 1) + 1 for n in (1, 2))
             assert torch.equal(second, 2 * first)
             assert torch.equal(after[keys.DONE].squeeze(-1).int().argmax(1) + 1, second)
-            assert_uniform(first, [3, 4, 5, 6, 7])
+            assert_uniform(first, range(3, 8))
             lengths.append(first)
-        assert_binomial(lengths[0] == lengths[1], 0.2)
+        assert_share(lengths[0] == lengths[1], 0.2)
 
     def test_a_partial_reset_keeps_the_other_lengths(self) -> None:
         env = TMaze(2, 1, maze_length=3, maze_length_upper_bound=7)
@@ -501,14 +485,14 @@ class TestPlayers:
     @pytest.mark.parametrize("env_id", [*NOISY_IDS, "T-LN-P1-LDp7p5-v0"])
     def test_who_remembers_rewards_only_guesses_once(self, env_id: str) -> None:
         earned = played(env_id, RewardReader(), num_envs=1024, seed=2)
-        assert_binomial(earned[:, 0] > 0, 0.5)  # on average 0.5 + 3 * 4 = 12.5
+        assert_share(earned[:, 0] > 0, 0.5)  # on average 0.5 + 3 * 4 = 12.5
         assert set(earned[:, 0].tolist()) == {4, -3}
         assert (earned[:, 1:] == 4).all()
 
     @pytest.mark.parametrize("env_id", [*NOISY_IDS, "T-LN-P1-LDp7p5-v0"])
     def test_chance(self, env_id: str) -> None:
         earned = played(env_id, RandomPlayer(), num_envs=512, seed=3)
-        assert_binomial(earned > 0, 0.5)
+        assert_share(earned > 0, 0.5)
         assert set(earned.flatten().tolist()) == {4, -3}
         assert landmarks(env_id)["random"] == 4 * (0.5 * 4 - 0.5 * 3)
 
@@ -529,13 +513,13 @@ class TestPlayers:
     def test_bayes_player_of_the_latent_variant(self) -> None:
         earned, up = self._play_latent(remember=True)
         assert (earned[:, 1:] == 4).all()
-        assert_binomial(earned[up, 0] < 0, check_errors()[UP])
-        assert_binomial(earned[~up, 0] < 0, check_errors()[DOWN])
+        assert_share(earned[up, 0] < 0, check_errors()[UP])
+        assert_share(earned[~up, 0] < 0, check_errors()[DOWN])
 
     def test_latent_player_who_forgets_between_episodes(self) -> None:
         earned, up = self._play_latent(remember=False)
-        assert_binomial(earned[up] < 0, check_errors()[UP])
-        assert_binomial(earned[~up] < 0, check_errors()[DOWN])
+        assert_share(earned[up] < 0, check_errors()[UP])
+        assert_share(earned[~up] < 0, check_errors()[DOWN])
 
     @staticmethod
     def _play_latent(remember: bool) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,17 @@
 """Generated layers at XL size: the factorised product against materialising the weights.
 
-    python benchmarks/hypernet.py [--batch 240] [--repeats 15] [--bf16]
+    python benchmarks/hypernet.py [--batch 240] [--repeats 15] [--bf16] [--distinct 43]
 
 Times forward and backward and adds up the bytes that autograd keeps in between, for the three layers of an actor on
 GridNavi (256 -> 256 -> 128 -> 5, condition of 25). Ends with one JSON line; ratios are materialised over factorised
-for time, factorised over materialised for bytes.
+for time, factorised over materialised for bytes. With `--distinct`, `repeated` is the library's form for inputs that
+have only so many distinct rows.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -19,7 +21,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input
+from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input, RepeatedInput
 
 LAYERS = ((256, 256), (256, 128), (128, 5))
 CONDITION_DIM = 25
@@ -28,6 +30,11 @@ CONDITION_DIM = 25
 def factorised(layer: GeneratedLinear, x: Tensor, e: Tensor) -> Tensor:
     """The library's layer."""
     return layer(Input(x, Condition(e)))
+
+
+def repeated(layer: GeneratedLinear, x: Tensor, e: Tensor, distinct: int) -> Tensor:
+    """The library's layer where the first rows are all that there are."""
+    return layer(RepeatedInput(x[:distinct], torch.arange(len(x)) % distinct, Condition(e)))
 
 
 def materialised(layer: GeneratedLinear, x: Tensor, e: Tensor) -> Tensor:
@@ -53,8 +60,8 @@ def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
     return total
 
 
-def measure(shape: tuple[int, int], batch: int, repeats: int, bf16: bool) -> dict[str, float]:
-    """Median seconds and saved bytes of both forms of one layer."""
+def measure(shape: tuple[int, int], batch: int, repeats: int, bf16: bool, distinct: int) -> dict[str, float]:
+    """Median milliseconds and saved bytes of the forms of one layer."""
     layer = GeneratedLinear(*shape, CONDITION_DIM)
     torch.nn.init.normal_(layer.weight)
     x = torch.randn(batch, shape[0], requires_grad=True)
@@ -62,6 +69,8 @@ def measure(shape: tuple[int, int], batch: int, repeats: int, bf16: bool) -> dic
     owned = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     result: dict[str, float] = {}
     forms = {"factorised": factorised, "materialised": materialised}
+    if distinct:
+        forms["repeated"] = functools.partial(repeated, distinct=distinct)
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(repeats):  # interleaved, so that noise hits both alike
         for name, form in forms.items():
@@ -84,8 +93,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=240, help="samples: 4 environments x 60 steps")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--distinct", type=int, default=0, help="distinct rows of the inputs; 0 for all of them")
     args = parser.parse_args()
-    report = {f"{i}->{o}": measure((i, o), args.batch, args.repeats, args.bf16) for i, o in LAYERS}
+    report = {f"{i}->{o}": measure((i, o), args.batch, args.repeats, args.bf16, args.distinct) for i, o in LAYERS}
     totals = {
         key: sum(row[key] for row in report.values()) for key in report["256->256"] if key.endswith(("ms", "bytes"))
     }

@@ -74,8 +74,59 @@ class Input:
         """The expansion ``[N, terms * in]``."""
         if self._expanded is None:
             assert self.condition is not None
-            self._expanded = self.condition.expand(self.x)
+            self._expanded = self._expand(self.condition)
         return self._expanded
+
+    def _expand(self, condition: Condition) -> Tensor:
+        return condition.expand(self.x)
+
+    def product(self, weight: Tensor) -> Tensor:
+        """``W(e) x [N, out]`` of the stacked head ``weight [out, terms * in]``."""
+        return functional.linear(self.expanded, weight)
+
+
+class RepeatedInput(Input):
+    """An input with few distinct rows, as from an environment with few states: the large product is one over these.
+
+    A sample's row is a one-hot vector times the distinct rows, so ``W(e) x`` is what the head ``W_k x_u`` makes of a
+    one-hot vector: ``U / in + U / N`` of the multiplications.
+
+    Args:
+        distinct: the distinct rows ``[U, in]``.
+        row: which of them each sample has ``[N]``.
+        condition: what generates the weights.
+    """
+
+    def __init__(self, distinct: Tensor, row: Tensor, condition: Condition) -> None:
+        super().__init__(distinct[row], condition)
+        self.distinct, self.row = distinct, row
+
+    def _expand(self, condition: Condition) -> Tensor:
+        """The expansion of the one-hot vectors ``[N, terms * U]``."""
+        return condition.expand(functional.one_hot(self.row, len(self.distinct)).to(condition.coefficients.dtype))
+
+    def product(self, weight: Tensor) -> Tensor:
+        """As the base class, by the head ``[out, terms * U]``."""
+        of_distinct = functional.linear(weight.view(-1, self.distinct.shape[1]), self.distinct)
+        return functional.linear(self.expanded, of_distinct.view(len(weight), -1))
+
+
+def distinct_rows(x: Tensor, at_most: int) -> tuple[Tensor, Tensor] | None:
+    """The distinct rows ``[U, D]`` of ``x [N, D]`` and which of them each row is ``[N]``.
+
+    Rows are told apart by a weighted sum, which is many times as fast as comparing their entries in order. Different
+    rows with the same sum, as well as NaN, are noticed.
+
+    Returns:
+        Both; none if there are no rows, too many different ones, or some that the sum cannot tell apart.
+    """
+    weights = torch.arange(1, x.shape[1] + 1, dtype=torch.float64).sin()  # no integer combination of them vanishes
+    values, row = torch.unique(x.double() @ weights, return_inverse=True)
+    if not 0 < len(values) <= at_most:
+        return None
+    example = row.new_empty(len(values)).scatter_(0, row, torch.arange(len(row)))
+    distinct = x[example]
+    return (distinct, row) if torch.equal(distinct[row], x) else None
 
 
 class PlainLinear(nn.Linear):
@@ -127,7 +178,7 @@ class GeneratedLinear(nn.Module):
         assert condition is not None
         bias = condition.bias(self.bias_head(condition.embedding))
         if self.expands_input:
-            return functional.linear(inputs.expanded, self.weight) + bias
+            return inputs.product(self.weight) + bias
         terms = functional.linear(inputs.x, self.weight).unflatten(-1, (self.terms, self.out_features))
         return torch.bmm(condition.coefficients.unsqueeze(1).to(terms.dtype), terms).squeeze(1) + bias
 

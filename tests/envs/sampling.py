@@ -1,4 +1,4 @@
-"""Tests that draws follow their law, each at level 1e-4: of 10,000 correct tests with new seeds about one would fail."""
+"""Tests that draws follow their law; all are at level 1e-4 and expect draws of a fixed seed."""
 
 from __future__ import annotations
 

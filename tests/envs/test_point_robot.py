@@ -40,6 +40,7 @@ def assert_uniform_between(values: Tensor, low: float, high: float) -> None:
 
 def assert_uniform_in_square(x: Tensor, y: Tensor) -> None:
     """Uniform in [-1, 1] x [-1, 1]: all of 8 x 8 squares are equally likely."""
+    assert max(x.abs().max(), y.abs().max()) <= 1
     column, row = (bin_of(values, -1, 1, 8) for values in (x, y))
     assert_uniform(8 * column + row, range(64))
 

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from hyperrl.env_info import ActionSpace, EnvInfo
 from hyperrl.modules.encoder import EncoderConfig
 from hyperrl.modules.film import FilmLinear
-from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input, PlainLinear
+from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input, PlainLinear, RepeatedInput, distinct_rows
 from hyperrl.modules.initializers import LayerInit
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.networks import ConditionNetwork
@@ -119,6 +120,67 @@ def test_two_layers_on_one_input_share_its_expansion_and_both_give_gradient() ->
     torch.testing.assert_close(found, wanted)
 
 
+ROW = torch.tensor([2, 0, 2, 1, 1, 2, 0])
+
+
+@pytest.mark.parametrize("head_bias", [True, False])
+@pytest.mark.parametrize("shape", [WIDENS, NARROWS, SQUARE])
+def test_a_repeated_input_equals_the_plain_one_in_values_and_gradients(shape: tuple[int, int], head_bias: bool) -> None:
+    (x, embedding), layers = inputs_of(shape[0]), [layer_of(*shape, head_bias), layer_of(*shape, head_bias)]
+    distinct = x.detach()[:3].requires_grad_()
+    shared = RepeatedInput(distinct, ROW, Condition(embedding, head_bias))
+    ours = torch.cat([layer(shared) for layer in layers], 1)
+    expected = torch.cat([materialised(layer, distinct[ROW], embedding) for layer in layers], 1)
+    inputs = [distinct, embedding, *(parameter for layer in layers for parameter in layer.parameters())]
+    assert_same_values_and_gradients(ours, expected, inputs)
+    again = RepeatedInput(distinct, ROW, Condition(embedding, head_bias))
+    assert_no_leak(layers[0](again), (embedding,))
+
+
+def test_what_follows_a_repeated_input_is_an_ordinary_one() -> None:
+    (x, embedding), narrows = inputs_of(WIDENS[0]), randomised(PlainLinear(*NARROWS))
+    shared = RepeatedInput(x[:3], ROW, Condition(embedding))
+    assert torch.equal(shared.x, x[:3][ROW])
+    hidden = layer_of(*WIDENS)(shared)
+    assert torch.equal(narrows(shared.next(hidden)), narrows(Input(hidden)))
+    assert torch.equal(shared.float().x, shared.x.float())
+
+
+def test_a_repeated_input_takes_the_multiplications_that_are_left() -> None:
+    layer, samples, distinct, ins = GeneratedLinear(32, 32, CONDITION), 64, 4, 32
+    shared = RepeatedInput(torch.ones(distinct, ins), torch.arange(samples) % distinct, Condition(torch.ones(64, 3)))
+    counts = []
+    for inputs in (Input(shared.x, shared.condition), shared):
+        with FlopCounterMode(display=False) as counter:
+            inputs.product(layer.weight)
+        counts.append(counter.get_total_flops())
+    assert counts[1] / counts[0] == distinct / ins + distinct / samples
+
+
+def test_rows_are_distinct_and_tell_which_each_sample_has() -> None:
+    x = torch.tensor([[2.0, 0.0], [1.0, 3.0], [2.0, 0.0], [3.0, 1.0], [1.0, 3.0], [-0.0, 0.0]])
+    found = distinct_rows(x, 4)
+    assert found is not None
+    distinct, row = found
+    assert torch.equal(distinct[row], x)
+    assert torch.equal(distinct.unique(dim=0), x.unique(dim=0))
+    assert len(distinct) == 4
+    assert distinct_rows(x, 3) is None
+    assert distinct_rows(x[:0], 4) is None
+
+
+def test_grid_cells_are_never_taken_for_one_another() -> None:
+    cells = torch.cartesian_prod(*[torch.arange(-7.0, 8.0)] * 3)
+    found = distinct_rows(cells.repeat(2, 1), len(cells))
+    assert found is not None
+    assert len(found[0]) == len(cells)
+
+
+@pytest.mark.parametrize("rows", [[[1e30, 0.0], [1e30, 1.0]], [[float("nan"), 0.0], [1.0, 0.0]]])
+def test_rows_that_cannot_be_told_apart_are_not_merged(rows: list[list[float]]) -> None:
+    assert distinct_rows(torch.tensor(rows * 4), 8) is None
+
+
 @pytest.mark.parametrize("shape", [WIDENS, NARROWS])
 def test_no_weights_per_sample_are_saved_for_the_backward_pass(shape: tuple[int, int]) -> None:
     layer = GeneratedLinear(*(16 * width for width in shape), CONDITION)
@@ -141,7 +203,10 @@ def test_autocast_costs_only_the_precision_of_bf16() -> None:
         layer, (x, embedding) = layer_of(*shape).float(), (tensor.detach().float() for tensor in inputs_of(shape[0]))
         with torch.autocast("cpu", torch.bfloat16):
             output = layer(Input(x, Condition(embedding)))
+            repeated = layer(RepeatedInput(x[:3], ROW, Condition(embedding)))
         torch.testing.assert_close(output.float(), materialised(layer, x, embedding), rtol=0.05, atol=0.1)
+        expected = materialised(layer, x[:3][ROW], embedding)
+        torch.testing.assert_close(repeated.float(), expected, rtol=0.05, atol=0.1)
 
 
 def test_plain_layer_is_an_ordinary_one() -> None:

@@ -19,7 +19,7 @@ from hyperrl.errors import ConfigError
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.distributions import action_distribution
 from hyperrl.modules.encoder import EncoderConfig
-from hyperrl.modules.hypernet import Condition, Input
+from hyperrl.modules.hypernet import Condition, Input, RepeatedInput
 from hyperrl.modules.policy import Policy, PolicyConfig
 from hyperrl.testing import check_policy
 
@@ -237,6 +237,53 @@ class TestConditioning:
         logits, value = policy.distribution(same)[keys.LOGITS], policy.value(same)
         torch.testing.assert_close(logits, logits[:1].expand_as(logits))
         torch.testing.assert_close(value, value[:1].expand_as(value))
+
+    @pytest.mark.parametrize("actions", [DISCRETE, GAUSSIAN])
+    def test_few_distinct_observations_change_no_value_and_no_gradient(self, actions: ActionSpace) -> None:
+        policy = perturb(policy_of(actions, normalize_state=False))
+        observation, latent = inputs(24)
+        observation = observation[torch.arange(24) % 2]
+        plain = policy.inputs(observation, latent)
+        policy.update_statistics(observation, latent)
+        shared = policy.inputs(observation, latent)
+        assert [type(each) for each in (plain, shared)] == [Input, RepeatedInput]
+        outputs = [torch.cat([*policy.distribution(x).values(), policy.value(x)], 1) for x in (plain, shared)]
+        torch.testing.assert_close(*outputs)
+        upstream, parameters = torch.randn_like(outputs[0]), list(policy.parameters())
+        gradients = [torch.autograd.grad(output, parameters, upstream) for output in outputs]
+        torch.testing.assert_close(*gradients)
+
+    @pytest.mark.parametrize(("samples", "distinct", "few"), [(24, 2, True), (24, 3, False), (6, 2, False)])
+    def test_observations_are_few_below_a_quarter_of_features_and_samples(
+        self, samples: int, distinct: int, few: bool
+    ) -> None:
+        policy, (observation, latent) = policy_of(), inputs(24)
+        rollout = observation[torch.arange(samples) % distinct], latent[:samples]
+        policy.update_statistics(*(x.unflatten(0, (2, -1)) for x in rollout))
+        assert bool(policy.few_observations) == few
+        # One rollout decides for all that acts and learns until the next one, be it a single sample.
+        assert isinstance(policy.inputs(observation[:1], latent[:1]), RepeatedInput) == few
+        policy.update_statistics(observation, latent)
+        assert not policy.few_observations
+
+    def test_products_are_shared_only_where_that_is_right(self) -> None:
+        observation, latent = inputs(24)
+        policy = policy_of()
+        policy.few_observations.fill_(True)
+        assert not isinstance(policy.inputs(observation, latent), RepeatedInput)  # more than the 8 features
+        assert isinstance(policy.inputs(observation[:8], latent[:8]), RepeatedInput)
+        assert policy.value(policy.inputs(observation[:0], latent[:0])).shape == (0, 1)
+        assert not isinstance(policy.inputs(observation[:8].requires_grad_(), latent[:8]), RepeatedInput)
+        few, belief = observation.detach()[torch.arange(24) % 2], torch.ones(24, BELIEF)
+        for config in ({"use_belief": True}, {"conditioning": "concat"}, {"conditioning": "film"}):
+            other = policy_of(**config)
+            other.update_statistics(few, latent, belief)
+            assert not other.few_observations
+            assert not isinstance(other.inputs(few, latent, belief), RepeatedInput)
+
+    def test_whether_observations_are_few_is_saved_where_it_matters(self) -> None:
+        assert "few_observations" in policy_of().state_dict()
+        assert "few_observations" not in policy_of(conditioning="concat").state_dict()
 
     def test_statistics_move_where_they_are_enabled(self) -> None:
         policy = policy_of(normalize_state=True, normalize_latent=False)
@@ -520,7 +567,7 @@ class TestTaskInPlaceOfLatent:
         policy.start_anew(fresh)
         kept = {name for name, value in policy.state_dict().items() if torch.equal(value, before[name])}
         own = {"task.linear.weight", "task.linear.bias"}
-        assert kept == own | {name for name in before if ".norm." in name}
+        assert kept == own | {name for name, _ in policy.named_buffers()}
         for name in set(before) - kept:
             assert torch.equal(policy.get_parameter(name), fresh.get_parameter(name))
 

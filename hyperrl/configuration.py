@@ -209,8 +209,8 @@ def check_continues(path: str, checkpoint: dict[str, Any], config: Any) -> None:
         before, now = (saved.get(group) or {}).get(name, default), config.model[group][name]
         if before != now:
             raise ConfigError(
-                f"model.{group}.{name} is {now} and --ckpt_path {path} was trained with {before}; expected {before}, to "
-                "which its optimisers belong"
+                f"model.{group}.{name} is {now} and --ckpt_path {path} was trained with {before}; expected {before}, "
+                "to which its optimisers belong"
             )
 
 

@@ -29,11 +29,14 @@ def validations(run: Path) -> list[Row]:
 
 
 def draw_landmarks(axes: Axes, known: dict[str, float]) -> None:
-    """Known returns as dashed lines, named at the right."""
-    for index, (name, value) in enumerate(known.items()):
+    """Known returns as dashed lines, named at the right; players that earn the same share one."""
+    players: dict[float, list[str]] = {}
+    for name, value in known.items():
+        players.setdefault(value, []).append(name.replace("_", " "))
+    for index, (value, names) in enumerate(players.items()):
         axes.axhline(value, color="0.55", linestyle="--", linewidth=1)
         axes.annotate(
-            f"{name.replace('_', ' ')} {value:.1f}", (1.0, value), xycoords=("axes fraction", "data"),
+            f"{', '.join(names)} {value:.1f}", (1.0, value), xycoords=("axes fraction", "data"),
             xytext=(-4, 3 if index else -10), textcoords="offset points", ha="right", fontsize=8, color="0.35",
         )  # fmt: skip
 

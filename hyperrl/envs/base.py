@@ -7,7 +7,7 @@ is only ever the end of the meta-episode and TorchRL's automatic reset needs no 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,7 +18,16 @@ from torchrl.envs import EnvBase
 
 from hyperrl import keys
 from hyperrl.env_info import EnvInfo
-from hyperrl.envs.layout import Layout, SpecFactory, TaskSplit, check_flags, check_positive, is_number
+from hyperrl.envs.layout import (
+    Layout,
+    SpecFactory,
+    TaskSplit,
+    check_flags,
+    check_positive,
+    check_seeds,
+    is_number,
+    parse_device,
+)
 from hyperrl.envs.rendering import Pictures
 
 _PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
@@ -62,7 +71,7 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
     also `reset_task`, `parse_injection` and one `publish_<name>` method per supported entry of `publish`. Whatever
     changes over time it keeps in `self.state`, one tensor with leading dimension B per entry, written with `write`.
 
-    After the end of a meta-episode an environment has to be reset; until then `done` stays set.
+    After the end of a meta-episode an environment has to be reset; what it returns until then means nothing.
 
     Args:
         num_envs: B, the number of environments.
@@ -112,8 +121,9 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
             raise ValueError(f"`episodes_per_task` is {episodes_per_task}: {type(self).__name__} expects 1")
         check_positive("episode_length", layout.episode_length)
         check_flags(record_path=record_path)
+        check_seeds(seed=seed, split_seed=split_seed)
         _check_split(task_split, test_fraction, layout)
-        super().__init__(device=torch.device(device), batch_size=(num_envs,))
+        super().__init__(device=parse_device(device), batch_size=(num_envs,))
         self.num_envs = num_envs
         self.episodes_per_task = episodes_per_task
         self.episode_length = layout.episode_length
@@ -128,7 +138,7 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         self.belief_dim = layout.belief_dim
         self.task_split = task_split
         self.test_fraction = test_fraction
-        self.split_seed = split_seed
+        self.split_seed = int(split_seed)
         self.fixed_task = fixed_task
         self.record_path = record_path
         self.publish = self._check_publish(publish)
@@ -136,7 +146,7 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         self.state: dict[str, Tensor] = {}
         self._injected: dict[str, deque[Tensor]] = {}
         self._fixed_task: Tensor | None = None
-        self._generator = torch.Generator(device=self.device).manual_seed(seed)
+        self._generator = torch.Generator(device=self.device).manual_seed(int(seed))
         self._zero = torch.zeros((), dtype=torch.int64, device=self.device)
         self._make_specs(layout)
 
@@ -189,6 +199,18 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         An injected value must not be spent on an empty mask, so there the host waits.
         """
         return not (mask.device.type == "cpu" or any(self._injected.values())) or bool(mask.any())
+
+    def rows_of(self, name: str, value: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Return an injected value `[*shape]` or `[B, *shape]` as `[B, *shape]`; raise ValueError for another shape."""
+        batched = (self.num_envs, *shape)
+        if value.shape not in (shape, batched):
+            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {shape} or {batched}")
+        return value.expand(batched)
+
+    def check_rows(self, name: str, rows: Tensor, possible: Tensor, expected: str) -> None:
+        """Raise ValueError about the first of the injected `rows` `[B, ...]` where `possible` `[B]` is not set."""
+        if not possible.all():
+            raise ValueError(f"injected {name} is {rows[~possible][0].tolist()}: expected {expected}")
 
     def split_tasks(self, tasks: Tensor) -> Tensor:
         """Return those of a finite set of tasks `[N, ...]` that belong to `task_split`, in their original order.
@@ -243,17 +265,17 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         """Continue exactly where the state was taken; called by `load_state_dict()`.
 
         Raises:
-            ValueError: if the state belongs to another number of environments, or another kind of device.
+            ValueError: if the state belongs to environments of another number or kind, or another kind of device;
+                then nothing has changed.
         """
         simulator: dict[str, Tensor] = state["simulator"]
-        for name, value in simulator.items():
-            if value.shape[:1] != self.batch_size:
-                raise ValueError(f"state {name!r} holds {value.shape[0]} environments: expected {self.num_envs}")
-        self.state = {name: value.to(self.device, copy=True) for name, value in simulator.items()}
+        if simulator:  # else it was taken before the first reset
+            self._check_state(simulator)
         try:
             self._generator.set_state(state["generator"].cpu())
         except RuntimeError as error:
             raise ValueError(f"the generator's state is of another device: expected {self.device.type}") from error
+        self.state = {name: value.to(self.device, copy=True) for name, value in simulator.items()}
 
     def to(self, device: str | torch.device) -> MetaEnv:
         """Move the environments. Generator states are not portable, so another device draws another sequence."""
@@ -354,6 +376,26 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
 
     # Private -----------------------------------------------------------------------------------------------------
 
+    def _check_state(self, state: dict[str, Tensor]) -> None:
+        """Raise ValueError unless the names and shapes are those of these environments' state."""
+        given, own = (
+            {name: f"a tensor {tuple(value.shape)}" for name, value in entries.items()}
+            for entries in (state, self.state or self._first_state())
+        )
+        for name in own | given:
+            if given.get(name) != own.get(name):
+                raise ValueError(f"state {name!r} is {given.get(name, 'missing')}: expected {own.get(name, 'none')}")
+
+    def _first_state(self) -> dict[str, Tensor]:
+        """What the first reset would write; leaves no trace in the state, the generator and the injected values."""
+        state, injected, generator = self.state, self._injected, self._generator.get_state()
+        self.state, self._injected = {}, {}
+        self._reset()
+        first = self.state
+        self.state, self._injected = state, injected
+        self._generator.set_state(generator)
+        return first
+
     def _next_tasks(self) -> Tensor:
         return self.sample_tasks(self.num_envs) if self._fixed_task is None else self._fixed_task
 
@@ -395,6 +437,8 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         return TensorDict(source, batch_size=self.batch_size, device=self.device)
 
     def _check_publish(self, publish: Sequence[str]) -> tuple[str, ...]:
+        if isinstance(publish, str) or not isinstance(publish, Iterable):
+            raise ValueError(f"`publish` is {publish!r}: expected a list of names")
         supported = [name for name in _PUBLISHABLE if hasattr(self, f"publish_{name}")]
         for name in publish:
             if name not in supported:

@@ -45,7 +45,8 @@ class Cells:
 
     def __post_init__(self) -> None:
         if not len(self.goals):
-            raise ValueError("no cell can be the goal: `num_cells` is too small for the other options")
+            size = int(self.coordinates[:, 0].max()) + 1
+            raise ValueError(f"`num_cells` is {size}: expected more, as the other options leave no goal cell")
 
 
 @dataclass(frozen=True)
@@ -256,13 +257,13 @@ class GoalSearch(MetaEnv):
 
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         """Turn cell coordinates, `[2]` or `[B, 2]`, into cell numbers `[B]`; a task must be a goal cell (quirk G9)."""
-        if value.shape not in ((2,), (self.num_envs, 2)):
-            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected (2,) or ({self.num_envs}, 2)")
+        value = self.rows_of(name, value, (2,))
         found, cells = (value.unsqueeze(-2) == self._coordinates).all(-1).to(torch.uint8).max(-1)
-        if not found.all() or (name == keys.TASK and not torch.isin(cells, self._goals).all()):
-            expected = "goal cells" if name == keys.TASK else "cells of the grid"
-            raise ValueError(f"injected {name} is {value.tolist()}: expected {expected} of this environment")
-        return cells.expand(self.num_envs)
+        possible, expected = found.bool(), "cells of the grid"
+        if name == keys.TASK:
+            possible, expected = possible & torch.isin(cells, self._goals), "goal cells"
+        self.check_rows(name, value, possible, f"{expected} of this environment")
+        return cells
 
     # Pictures ----------------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from hyperrl.envs.goal_search import (
     start_coordinates,
 )
 from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_positive
-from hyperrl.envs.registration import EnvEntry
+from hyperrl.envs.registration import EnvEntry, known_landmarks
 
 _GOAL_REWARD = 1.0
 _STEP_REWARD = -0.1
@@ -164,21 +164,18 @@ def _check_modes(
     starting_state: Sequence[float] | None, ring: bool, every: int | None, stuck: bool, show_goal_at_start: bool
 ) -> None:
     if every is not None and ring:
-        raise ValueError(f"`ring` and `hall_with_door_every` ({every!r}) exclude each other")
+        raise ValueError(f"`hall_with_door_every` is {every!r}: expected null with `ring`")
     if stuck and every is None:
-        raise ValueError("`stuck` needs doors: expected `hall_with_door_every` to be set")
+        raise ValueError("`stuck` is True: expected false without doors (`hall_with_door_every`)")
     fixed = {"ring": ring, "hall_with_door_every": every is not None, "show_goal_at_start": show_goal_at_start}
     for name, used in fixed.items():
         if used and starting_state is None:
-            raise ValueError(f"`{name}` needs a fixed start: expected `starting_state` not to be null")
-
-
-_LANDMARKS = ("random", "within_episode_memory", "bayes_optimal", "task_known")
+            raise ValueError(f"`starting_state` is None: expected a cell, which `{name}` needs")
 
 
 def _entry(name: str, description: str, *, landmarks: Sequence[float | None] = (), **kwargs: Any) -> EnvEntry:
-    known = {key: value for key, value in zip(_LANDMARKS, landmarks, strict=False) if value is not None}
-    return EnvEntry(name, "hyperrl.envs.gridworld:GridNavi", description, {"episodes_per_task": 4, **kwargs}, known)
+    kwargs = {"episodes_per_task": 4, **kwargs}
+    return EnvEntry(name, "hyperrl.envs.gridworld:GridNavi", description, kwargs, known_landmarks(*landmarks))
 
 
 _MID7: dict[str, Any] = {"num_cells": 7, "starting_state": (3.0, 3.0)}

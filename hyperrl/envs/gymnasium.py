@@ -37,7 +37,7 @@ class GymnasiumMetaEnv(MetaEnv):
     Args:
         num_envs: B, the number of environments.
         episodes_per_task: K, the number of episodes per task.
-        env_id: Gymnasium id, also as `module:Id-v0`.
+        env_id: Gymnasium id, also as `module:Id-v0`; required, unless a subclass gives it.
         set_task: how an environment gets its task, a float32 array `[task_dim]`: the name of a method of the unwrapped
             environment, or `options` for `reset(options={"task": task})`.
         task_low: smallest value of every element of the task, which is drawn uniformly.
@@ -48,7 +48,8 @@ class GymnasiumMetaEnv(MetaEnv):
         **options: what all environments take, see `MetaEnvOptions`.
 
     Raises:
-        ValueError: if the id is unknown, its spaces or its tasks cannot be used, or arguments exclude each other.
+        ValueError: if the id is missing or unknown, its spaces or its tasks cannot be used, it does not take
+            `env_kwargs`, or arguments exclude each other.
 
     Example:
         >>> env = GymnasiumMetaEnv(4, env_id="hyperrl/GridNavi-v0", set_task="options", tasks=[[3, 4], [4, 2]],
@@ -64,7 +65,7 @@ class GymnasiumMetaEnv(MetaEnv):
         num_envs: int,
         episodes_per_task: int = 2,
         *,
-        env_id: str,
+        env_id: str | None = None,
         set_task: str = "set_task",
         task_low: Sequence[float] | None = None,
         task_high: Sequence[float] | None = None,
@@ -73,6 +74,8 @@ class GymnasiumMetaEnv(MetaEnv):
         env_kwargs: dict[str, Any] | None = None,
         **options: Unpack[MetaEnvOptions],
     ) -> None:
+        if not isinstance(env_id, str):
+            raise ValueError(f"`env_id` is {env_id!r}: expected a Gymnasium id")
         check_positive("num_envs", num_envs)
         if episode_length is not None:
             check_positive("episode_length", episode_length)
@@ -210,16 +213,15 @@ class GymnasiumMetaEnv(MetaEnv):
 
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         """Check tasks `[task_dim]` or `[B, task_dim]`, and seeds `[]` or `[B]`."""
-        one = (self.task_dim,) if name == keys.TASK else ()
-        if value.shape not in (one, (self.num_envs, *one)):
-            shapes = f"{one} or {(self.num_envs, *one)}"
-            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {shapes}")
         if name == "seed":
-            return value.to(torch.int64).expand(self.num_envs)
-        task = value.to(torch.float32).expand(self.num_envs, -1)
+            value = self.rows_of(name, value, ())
+            seed = value.to(torch.int64)
+            self.check_rows(name, value, (seed == value) & (seed >= 0), "a whole number of at least 0")
+            return seed
+        task = self.rows_of(name, value, (self.task_dim,)).to(torch.float32)
         inside = ((task >= self._low) & (task <= self._high)).all(-1)
-        if not (inside if self.num_tasks is None else self._is_known(task).any(-1)).all():
-            raise ValueError(f"injected task is {value.tolist()}: expected tasks of this environment")
+        possible = inside if self.num_tasks is None else self._is_known(task).any(-1)
+        self.check_rows(name, task, possible, "tasks of this environment")
         return task
 
     def _task_id(self) -> Tensor:
@@ -241,6 +243,9 @@ def _make_envs(
         return [gymnasium.make(env_id, max_episode_steps=episode_length, **kwargs) for _ in range(num_envs)]
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"`env_id` is {env_id!r}: {error}") from error
+    except TypeError as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"`env_kwargs` is {kwargs!r}: expected arguments of {env_id!r} ({reason})") from error
 
 
 def _check_set_task(set_task: str, env: gymnasium.Env[Any, Any]) -> None:

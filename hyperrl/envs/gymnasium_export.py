@@ -45,7 +45,7 @@ class MetaEpisodeEnv(gymnasium.Env):
         ValueError: if an option is unknown or its value out of range.
 
     Example:
-        >>> env = gymnasium.make("hyperrl/GridNavi-v0", episodes_per_task=2)
+        >>> env = gymnasium.make("hyperrl.envs:hyperrl/GridNavi-v0", episodes_per_task=2)
         >>> observation, info = env.reset(seed=3, options={"task": [3, 4]})
         >>> observation.tolist(), info["task"].tolist(), info["episode_index"]
         ([0.0, 0.0, 0.0], [3.0, 4.0], 0)
@@ -118,7 +118,7 @@ class MetaEpisodeVectorEnv(VectorEnv):
         ValueError: if an option is unknown or its value out of range.
 
     Example:
-        >>> envs = gymnasium.make_vec("hyperrl/GridNavi-v0", num_envs=16)
+        >>> envs = gymnasium.make_vec("hyperrl.envs:hyperrl/GridNavi-v0", num_envs=16)
         >>> observation, info = envs.reset(seed=3)
         >>> observation.shape, info["task"].shape
         ((16, 3), (16, 2))
@@ -156,20 +156,21 @@ class MetaEpisodeVectorEnv(VectorEnv):
                 `reset_mask`, which environments to reset, `[B]` bool; without it, all.
 
         Raises:
-            ValueError: if there is another option, or a task is impossible.
+            ValueError: if there is another option, a task is impossible, or `reset_mask` is no such mask.
             RuntimeError: if only some environments are reset and no reset of all came before.
         """
         super().reset(seed=seed)
         options = dict(options or {})
-        mask = options.pop("reset_mask", None)
+        mask = self._parse_mask(options.pop("reset_mask", np.ones(self.num_envs, dtype=bool)))
         _prepare(self.meta_env, seed, options)
-        self._shown = self.meta_env.reset() if mask is None else self._reset_some(mask)
-        every = np.ones(self.num_envs, dtype=bool) if mask is None else mask
-        info = _info(self.meta_env, self._shown)
-        return _numpy(self._shown[keys.OBSERVATION]), _masked(info, every)
+        self._shown = self.meta_env.reset() if mask.all() else self._reset_some(self._shown, mask)
+        return _numpy(self._shown[keys.OBSERVATION]), _masked(_info(self.meta_env, self._shown), mask)
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Take one step everywhere; returns what `MetaEpisodeEnv` returns, with leading dimension B."""
+        """Take one step everywhere; returns what `MetaEpisodeEnv` returns, with leading dimension B.
+
+        Where a meta-episode ended, observation and `info` are those of the reset (`episode_index` is 0).
+        """
         after, info = _step(self.meta_env, self.action_space, actions)
         reward, terminated, truncated, done = (
             _numpy(after[name].squeeze(-1)) for name in (keys.REWARD, keys.TERMINATED, keys.TRUNCATED, keys.DONE)
@@ -178,7 +179,7 @@ class MetaEpisodeVectorEnv(VectorEnv):
         last: dict[str, Any] = {}
         if done.any():
             last = _masked({"final_obs": _final(after, done), "final_info": _masked(info, done)}, done)
-            self._shown = self._reset_some(done)
+            self._shown = self._reset_some(self._shown, done)
             index = np.where(done, 0, info[_EPISODE_INDEX])
             info = _info(self.meta_env, self._shown) | {_EPISODE_INDEX: index}
         observation, every = _numpy(self._shown[keys.OBSERVATION]), np.ones(self.num_envs, dtype=bool)
@@ -194,11 +195,18 @@ class MetaEpisodeVectorEnv(VectorEnv):
         """Close the environments."""
         self.meta_env.close()
 
-    def _reset_some(self, mask: np.ndarray) -> TensorDictBase:
-        if self._shown is None:
+    def _parse_mask(self, mask: Any) -> np.ndarray:
+        mask = np.asarray(mask)
+        if mask.shape != (self.num_envs,) or mask.dtype != bool:
+            found = f"is an array of {mask.dtype} with shape {mask.shape}"
+            raise ValueError(f"`reset_mask` {found}: expected bools with shape {(self.num_envs,)}")
+        if self._shown is None and not mask.all():
             raise RuntimeError("call reset() of all environments before a reset of some")
+        return mask
+
+    def _reset_some(self, shown: TensorDictBase, mask: np.ndarray) -> TensorDictBase:
         rows = torch.as_tensor(mask, device=self.meta_env.device).view(self.num_envs, 1)
-        return self.meta_env.reset(self._shown.set("_reset", rows))
+        return self.meta_env.reset(shown.set("_reset", rows))
 
 
 def _build(
@@ -237,26 +245,36 @@ def _box(spec: Bounded) -> Box:
 
 
 def _prepare(env: MetaEnv, seed: int | None, options: dict[str, Any] | None) -> None:
-    """Take over what a reset is given."""
+    """Take over what a reset is given; the task comes last, so that no failed reset leaves one behind."""
     for name in options or {}:
         if name != keys.TASK:
             raise ValueError(f"`options` holds {name!r}: expected {keys.TASK!r}")
-    if options:
-        env.inject(keys.TASK, np.asarray(options[keys.TASK], dtype=np.float32))
     if seed is not None:
         env.set_seed(seed, static_seed=True)
+    if options:
+        env.inject(keys.TASK, np.asarray(options[keys.TASK], dtype=np.float32))
 
 
 def _step(env: MetaEnv, space: Space[Any], action: Any) -> tuple[TensorDictBase, dict[str, np.ndarray]]:
     """Step with an action of a space; return what is under `next`, and what belongs into `info`."""
     if not env.state:
         raise RuntimeError("call reset() before step()")
-    if env.num_actions is not None and not space.contains(action):
-        raise ValueError(f"the action is {action!r}: expected an element of {space}")
-    spec, episode = env.action_spec, _numpy(env.state["episode"])
-    tensor = torch.as_tensor(np.asarray(action), dtype=spec.dtype, device=env.device).view(spec.shape)
+    tensor, episode = _parse_action(env, space, action), _numpy(env.state["episode"])
     after = env.step(TensorDict({keys.ACTION: tensor}, env.batch_size, device=env.device))[keys.NEXT]
     return after, _info(env, after) | {_EPISODE_INDEX: episode}
+
+
+def _parse_action(env: MetaEnv, space: Space[Any], action: Any) -> Tensor:
+    """Check an action; what continuous ones beyond the bounds do is up to the environment (quirk R2)."""
+    spec = env.action_spec
+    if env.num_actions is None:
+        action = np.asarray(action, dtype=np.float32)
+        valid, expected = action.shape == space.shape and np.isfinite(action).all(), "finite numbers with the shape"
+    else:
+        valid, expected = space.contains(action), "an element"
+    if not valid:
+        raise ValueError(" ".join(f"the action is {action!r}: expected {expected} of {space}".split()))
+    return torch.as_tensor(np.asarray(action), dtype=spec.dtype, device=env.device).view(spec.shape)
 
 
 def _info(env: MetaEnv, td: TensorDictBase) -> dict[str, np.ndarray]:

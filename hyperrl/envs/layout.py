@@ -142,6 +142,13 @@ def is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
+def check_numbers(**numbers: object) -> None:
+    """Raise ValueError unless all values are finite numbers."""
+    for name, value in numbers.items():
+        if not is_number(value):
+            raise ValueError(f"`{name}` is {value!r}: expected a finite number")
+
+
 def check_flags(**flags: object) -> None:
     """Raise ValueError unless all values are bools."""
     for name, value in flags.items():
@@ -151,5 +158,24 @@ def check_flags(**flags: object) -> None:
 
 def check_positive(name: str, value: int) -> None:
     """Raise ValueError unless `value` is an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+    if not _is_integer(value) or value < 1:
         raise ValueError(f"`{name}` is {value!r}: expected an integer of at least 1")
+
+
+def check_seeds(**seeds: int) -> None:
+    """Raise ValueError unless all values are integers that a generator takes."""
+    for name, value in seeds.items():
+        if not _is_integer(value) or not -(2**63) <= value < 2**64:
+            raise ValueError(f"`{name}` is {value!r}: expected an integer of 64 bits")
+
+
+def parse_device(device: str | torch.device) -> torch.device:
+    """Return a device that can be used here, or raise ValueError."""
+    try:
+        return torch.empty(0, device=torch.device(device)).device
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:  # depends on how torch was built
+        raise ValueError(f"`device` is {device!r}: expected one that is present, such as 'cpu' or 'cuda'") from error
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

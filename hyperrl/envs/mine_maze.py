@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hyperrl import keys
 from hyperrl.envs.base import MetaEnv, Transition
-from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_positive, is_number
+from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_numbers, check_positive, is_number
 from hyperrl.envs.mine_maze_pictures import KEYS, PIXELS, POSITIONS, render_pictures
 from hyperrl.envs.registration import EnvEntry
 
@@ -105,7 +105,7 @@ class MineMaze(MetaEnv):
         check_positive("timeout", timeout)
         _check_repeats(num_single_step_repeats, multi_step_indicator)
         _check_noise(noise)
-        _check_rewards(
+        check_numbers(
             success_r=success_r,
             fail_r=fail_r,
             check_success_r=check_success_r,
@@ -142,7 +142,9 @@ class MineMaze(MetaEnv):
         self._tasks = ids.repeat_interleave(counts[ids]).to(self.device)
 
     def set_pictures(self, pictures: np.ndarray | Tensor) -> None:
-        """Show other pictures.
+        """Show other pictures from the next observation on.
+
+        They belong to the object, as its options do, and are not in the state dict.
 
         Args:
             pictures: `[22, 10, 10, 3]` uint8, rows from the top, in the order of `mine_maze_pictures.KEYS`.
@@ -228,22 +230,18 @@ class MineMaze(MetaEnv):
         Colours are spent at every reset, and of no effect on UP tasks, whose colours follow from the task.
         """
         size = {"task": 1, "colours": 2, "rooms": self.num_rooms, "noise": _SIZE}[name]
-        if value.shape not in ((size,), (self.num_envs, size)):
-            expected = f"({size},) or ({self.num_envs}, {size})"
-            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {expected}")
-        value = value.expand(self.num_envs, size)
+        rows = self.rows_of(name, value, (size,))
         if name == "noise":
-            return value.to(torch.float32)
+            return rows.to(torch.float32)
         low, expected = (2, "2 or 3") if name == "task" else (0, "0 or 1")
-        wrong = value[((value != low) & (value != low + 1)).any(-1)]
-        if len(wrong):
-            raise ValueError(f"injected {name} is {wrong[0].tolist()}: expected {expected}")
-        value = value.to(torch.int64)
+        self.check_rows(name, rows, ((rows == low) | (rows == low + 1)).all(-1), expected)
+        rows = rows.to(torch.int64)
         if name == "task":
-            return _DOWN - value.squeeze(-1)
-        if name == "colours" and (value == self._green_red).all(-1).any():
-            raise ValueError("injected colours are green, red, which means UP: expected those of a DOWN task")
-        return value
+            return _DOWN - rows.squeeze(-1)
+        if name == "colours":
+            means_up = (rows == self._green_red).all(-1)
+            self.check_rows(name, rows, ~means_up, "those of a DOWN task (green, red means UP)")
+        return rows
 
     def coordinates(self) -> Tensor:
         """Where the agents are, `[B, 2]`: the rooms stand in a row along y, four cells each."""
@@ -384,12 +382,6 @@ def _check_repeats(repeats: int, multi_step_indicator: bool) -> None:
 def _check_noise(noise: float | None) -> None:
     if noise is not None and (not is_number(noise) or noise <= 0):
         raise ValueError(f"`noise` is {noise!r}: expected a positive number or null")
-
-
-def _check_rewards(**rewards: float) -> None:
-    for name, value in rewards.items():
-        if not is_number(value):
-            raise ValueError(f"`{name}` is {value!r}: expected a finite number")
 
 
 def _entry(name: str, description: str, landmarks: Sequence[float], **kwargs: Any) -> EnvEntry:

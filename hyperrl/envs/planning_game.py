@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -10,7 +11,7 @@ from torch.nn.functional import embedding
 
 from hyperrl import keys
 from hyperrl.envs.base import MetaEnv, Transition
-from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_positive, is_number
+from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_numbers, check_positive
 from hyperrl.envs.registration import EnvEntry
 
 if TYPE_CHECKING:
@@ -74,7 +75,11 @@ class PlanningGame(MetaEnv):
         just_show_whether_at_goal: bool = False,
         **options: Unpack[MetaEnvOptions],
     ) -> None:
-        _check_numbers(maze_size, max_episode_steps, target_reward, per_step_reward)
+        check_positive("maze_size", maze_size)
+        if maze_size == 1:
+            raise ValueError("`maze_size` is 1: expected at least 2, since a goal is another cell than the agent's")
+        check_positive("max_episode_steps", max_episode_steps)
+        check_numbers(target_reward=target_reward, per_step_reward=per_step_reward)
         check_flags(random_respawn=random_respawn, show_xy=show_xy, show_goal_xy=show_goal_xy)
         check_flags(just_show_whether_at_goal=just_show_whether_at_goal)
         if just_show_whether_at_goal and (show_xy or show_goal_xy):
@@ -120,7 +125,7 @@ class PlanningGame(MetaEnv):
     def reset_state(self, mask: Tensor) -> None:
         """Draw the map, and put the agent on any cell but the goal."""
         self.write("labels", mask, self.draw("labels", self._random_labels))
-        self.write("position", mask, self.draw("position", self._random_positions))
+        self._move_agent(mask)
         self.write("step", mask, self._zero)
 
     def observe(self) -> Tensor:
@@ -153,9 +158,23 @@ class PlanningGame(MetaEnv):
     def _draw_next_goal(self, collected: Tensor) -> None:
         if self.random_respawn:
             self.write(keys.TASK, collected, self.draw("goal", lambda: self.sample_tasks(self.num_envs)))
-            self.write("position", collected, self.draw("position", self._random_positions))
+            self._move_agent(collected)
         else:
-            self.write(keys.TASK, collected, self.draw("goal", self._random_other_goals))
+            other = self.state["position"]
+            self.write(keys.TASK, collected, self._draw_apart("goal", self._random_other_goals, other, collected))
+
+    def _move_agent(self, mask: Tensor) -> None:
+        other = self.state[keys.TASK]
+        self.write("position", mask, self._draw_apart("position", self._random_positions, other, mask))
+
+    def _draw_apart(self, name: str, sample: Callable[[], Tensor], other: Tensor, mask: Tensor) -> Tensor:
+        """Draw cells `[B]`; those injected for environments in `mask` `[B]` must not be `other` `[B]`."""
+        injected = bool(self._injected.get(name))
+        cells = self.draw(name, sample)
+        if injected:
+            apart = ~mask | (cells != other)
+            self.check_rows(name, self._coordinates[cells].long(), apart, "agent and goal on different cells")
+        return cells
 
     def _random_labels(self) -> Tensor:
         """A permutation of the labels per environment `[B, n * n]`: the order of random numbers."""
@@ -194,20 +213,18 @@ class PlanningGame(MetaEnv):
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         """Turn cell coordinates `[2]` or `[B, 2]` into cell numbers `[B]`; labels `[n * n]` or `[B, n * n]` stay.
 
-        Label i is that of cell (i // n, i % n). A goal that is the agent's cell is for the caller to avoid.
+        Label i is that of cell (i // n, i % n). That goal and agent are apart is checked when they are drawn.
         """
         n = self.maze_size
-        size = n * n if name == "labels" else 2
-        if value.shape not in ((size,), (self.num_envs, size)):
-            expected = f"({size},) or ({self.num_envs}, {size})"
-            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {expected}")
         if name == "labels":
-            if not (value.sort(-1).values == torch.arange(size, device=self.device)).all():
-                raise ValueError(f"injected labels are {value.tolist()}: expected a permutation of 0 to {size - 1}")
-            return value.to(torch.int64).expand(self.num_envs, size)
-        if not ((value >= 0) & (value < n) & (value == value.round())).all():
-            raise ValueError(f"injected {name} is {value.tolist()}: expected cells of this torus, 0 to {n - 1}")
-        return (value[..., 0] * n + value[..., 1]).to(torch.int64).expand(self.num_envs)
+            labels = self.rows_of(name, value, (n * n,))
+            possible = (labels.sort(-1).values == torch.arange(n * n, device=self.device)).all(-1)
+            self.check_rows(name, labels, possible, f"a permutation of 0 to {n * n - 1}")
+            return labels.to(torch.int64)
+        cells = self.rows_of(name, value, (2,))
+        possible = ((cells >= 0) & (cells < n) & (cells == cells.round())).all(-1)
+        self.check_rows(name, cells, possible, f"two coordinates from 0 to {n - 1}")
+        return (cells[:, 0] * n + cells[:, 1]).to(torch.int64)
 
     def draw_frame(self, axes: Axes, index: int) -> None:
         """Draw the torus with its labels, the goal, the agent and its path so far."""
@@ -247,16 +264,6 @@ def _layout(n: int, num_steps: int, num_shown_xy: int, just_show_whether_at_goal
         task_dim=2,
         num_tasks=n**2,
     )
-
-
-def _check_numbers(maze_size: int, max_episode_steps: int, target_reward: float, per_step_reward: float) -> None:
-    check_positive("maze_size", maze_size)
-    if maze_size == 1:
-        raise ValueError("`maze_size` is 1: expected at least 2, since a goal is another cell than the agent's")
-    check_positive("max_episode_steps", max_episode_steps)
-    for name, value in (("target_reward", target_reward), ("per_step_reward", per_step_reward)):
-        if not is_number(value):
-            raise ValueError(f"`{name}` is {value!r}: expected a finite number")
 
 
 def _entry(name: str, description: str, landmarks: dict[str, float], **kwargs: Any) -> EnvEntry:

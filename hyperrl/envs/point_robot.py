@@ -70,21 +70,16 @@ class _Robot(MetaEnv):
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         """Check a forced quantity, one for all environments or `[B, ...]`; a task must be a possible one (quirk G9)."""
         shape = (self.task_dim,) if name == keys.TASK else self._shape_of(name)
-        if value.shape not in (shape, (self.num_envs, *shape)):
-            expected = f"{shape} or {(self.num_envs, *shape)}"
-            raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {expected}")
-        value = value.to(torch.float64)
-        possible, words = self._possible(name, value)
-        if not possible.all():
-            raise ValueError(f"injected {name} is {value.tolist()}: expected {words}")
-        return value.expand(self.num_envs, *shape)
+        rows = self.rows_of(name, value.to(torch.float64), shape)
+        self.check_rows(name, rows, *self._possible(name, rows))
+        return rows
 
     def _shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of the draw called `name` in one environment, tasks excepted."""
         raise NotImplementedError
 
-    def _possible(self, name: str, value: Tensor) -> tuple[Tensor, str]:
-        """Whether forced values are possible, and what is, in words."""
+    def _possible(self, name: str, rows: Tensor) -> tuple[Tensor, str]:
+        """Whether forced values `[B, ...]` are possible, `[B]`, and what is, in words."""
         raise NotImplementedError
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
@@ -184,8 +179,8 @@ class PointRobot(_Robot):
     def _shape_of(self, name: str) -> tuple[int, ...]:
         return (2,)
 
-    def _possible(self, name: str, value: Tensor) -> tuple[Tensor, str]:
-        return value.abs() <= 1, "coordinates from -1 to 1"
+    def _possible(self, name: str, rows: Tensor) -> tuple[Tensor, str]:
+        return (rows.abs() <= 1).all(-1), "coordinates from -1 to 1"
 
     def draw_frame(self, axes: Axes, index: int) -> None:
         """Draw the goal and the path so far."""
@@ -246,8 +241,8 @@ class SparsePointRobot(PointRobot):
     def _reward(self, distance: Tensor) -> Tensor:
         return torch.where(distance <= self.goal_radius, 1 - distance, self._no_reward)
 
-    def _possible(self, name: str, value: Tensor) -> tuple[Tensor, str]:
-        return _on_half_circle(value, 1.0), "a point of the upper half circle of radius 1"
+    def _possible(self, name: str, rows: Tensor) -> tuple[Tensor, str]:
+        return _on_half_circle(rows, 1.0), "a point of the upper half circle of radius 1"
 
     def draw_frame(self, axes: Axes, index: int) -> None:
         """Draw the half circle of goals, the rewarded disc and the path so far."""
@@ -355,14 +350,14 @@ class Semicircle(_Robot):
     def _shape_of(self, name: str) -> tuple[int, ...]:
         return ()
 
-    def _possible(self, name: str, value: Tensor) -> tuple[Tensor, str]:
+    def _possible(self, name: str, rows: Tensor) -> tuple[Tensor, str]:
         if name == "heading":
-            return value.abs() <= math.pi + _TOLERANCE, "headings from -pi to pi"
-        angle = value[..., 2]
+            return rows.abs() <= math.pi + _TOLERANCE, "headings from -pi to pi"
+        angle = rows[:, 2]
         goal = self.radius * torch.stack((angle.cos(), angle.sin()), -1)
-        agree = ((value[..., :2] - goal).abs() <= _TOLERANCE * self.radius).all(-1)
+        agree = ((rows[:, :2] - goal).abs() <= _TOLERANCE * self.radius).all(-1)
         words = f"x, y and angle of a point of the upper half circle of radius {self.radius}"
-        return agree & _on_half_circle(value, self.radius), words
+        return agree & _on_half_circle(rows, self.radius), words
 
     def draw_frame(self, axes: Axes, index: int) -> None:
         """Draw the disc, the half circle of goals, the goal, the path so far and the heading."""
@@ -404,9 +399,9 @@ def _check_length(name: str, value: float) -> None:
         raise ValueError(f"`{name}` is {value!r}: expected a number above 0")
 
 
-def _on_half_circle(value: Tensor, radius: float) -> Tensor:
-    """Whether points `[..., 2 or more]` lie on the upper half circle, but for rounding."""
-    x, y = value[..., 0], value[..., 1]
+def _on_half_circle(rows: Tensor, radius: float) -> Tensor:
+    """Whether points `[B, 2 or more]` lie on the upper half circle, but for rounding."""
+    x, y = rows[:, 0], rows[:, 1]
     return ((torch.hypot(x, y) - radius).abs() <= _TOLERANCE * radius) & (y >= -_TOLERANCE * radius)
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, Unpack
 
 import torch
@@ -12,15 +10,27 @@ from torch import Tensor
 
 from hyperrl import keys
 from hyperrl.envs.base import MetaEnv, Transition
-from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_positive, is_number
-from hyperrl.envs.registration import EnvEntry
+from hyperrl.envs.layout import Layout, MetaEnvOptions, check_flags, check_numbers, check_positive
+from hyperrl.envs.registration import EnvEntry, known_landmarks
+from hyperrl.envs.t_maze_rules import (
+    CORRIDOR,
+    DOWN,
+    NUM_ACTIONS,
+    TIMED_OUT,
+    UP,
+    Indicators,
+    check_latent,
+    check_length,
+    check_moves,
+    fixed_checks,
+    move_tables,
+    reward_table,
+    time_table,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_NUM_ACTIONS = 4
-_LEFT, _RIGHT, _UP, _DOWN = range(_NUM_ACTIONS)
-_CORRIDOR, _END, _TIMED_OUT = range(3)  # what the agent's place lets it do
 _FLOOR = "0.85"
 
 
@@ -50,7 +60,8 @@ class TMaze(MetaEnv):
         latent_dist: hide the indicator; instead a check is up with this probability if the task is up, or down.
         intermediate_indicators: show the checks. A check is up with probability 0.5.
         intermediate_checks: only the action that echoes the cell's check leads forward.
-        reset_intermediate_indicators: draw the checks of all cells for every episode; otherwise once and for all.
+        reset_intermediate_indicators: draw the checks of all cells for every episode; otherwise show one pattern
+            in all episodes of all environments, whatever the seed.
         per_step_reset: if they are drawn for every episode, also draw the cell's check anew after every step.
         final_intermediate_indicator: whether the last cell has a check; it is only shown.
         check_up: what shows a check that is up.
@@ -122,7 +133,7 @@ class TMaze(MetaEnv):
             force_final_decision=force_final_decision,
             pos_enc=pos_enc,
         )
-        _check_numbers(
+        check_numbers(
             check_up=check_up,
             check_down=check_down,
             check_reward=check_reward,
@@ -132,9 +143,9 @@ class TMaze(MetaEnv):
             timeout_reward=timeout_reward,
         )
         check_positive("timeout", timeout)  # not None (quirk T4)
-        _check_length(maze_length, maze_length_upper_bound)
-        _check_moves(force_right, allow_left, intermediate_checks, intermediate_indicators)
-        indicators = _Indicators.parse(
+        check_length(maze_length, maze_length_upper_bound)
+        check_moves(force_right, allow_left, intermediate_checks, intermediate_indicators)
+        indicators = Indicators.parse(
             maze_length,
             indicator_pos,
             hidden=latent_dist is not None,
@@ -143,15 +154,15 @@ class TMaze(MetaEnv):
             agreement_indicator_pos=agreement_indicator_pos,
         )
         if latent_dist is not None:
-            _check_latent(latent_dist, intermediate_indicators and reset_intermediate_indicators)
-        times = _time_table(timeout, pos_enc, wave_encoding_len)
+            check_latent(latent_dist, intermediate_indicators and reset_intermediate_indicators)
+        times = time_table(timeout, pos_enc, wave_encoding_len)
         codes, features = (0.0, check_up, check_down), times.shape[1]
         time_low, time_high = (0.0, timeout) if wave_encoding_len is None else (-1.0, 1.0)
         layout = Layout(
             episode_length=timeout + 1,
             observation_low=(0.0, -1.0, 0.0, *[min(codes)] * intermediate_indicators, *[time_low] * features),
             observation_high=(1.0, 1.0, 1.0, *[max(codes)] * intermediate_indicators, *[time_high] * features),
-            num_actions=_NUM_ACTIONS,
+            num_actions=NUM_ACTIONS,
             task_dim=len(indicators.cells),
             num_tasks=len(indicators.directions),
         )
@@ -180,17 +191,14 @@ class TMaze(MetaEnv):
         self._cells = indicators.cell_table(self.longest).flatten(0, 1).to(self.device)
         self._times = times.to(self.device)
         self._codes = torch.tensor([0.0, 0.0, check_up, check_down], device=self.device).unsqueeze(-1)
+        self._fixed_checks = fixed_checks(self.longest).to(self.device)
         down, up = (0.5, 0.5) if latent_dist is None else reversed(latent_dist)
         self._up_probability = torch.tensor([down, up], device=self.device).repeat(len(indicators.directions) // 2)
-        moves, decides = _move_tables(allow_left, force_right, force_final_decision, intermediate_checks)
-        self._moves, self._decides = moves.flatten().to(self.device), decides.flatten().to(self.device)
-        rewards = torch.full((len(indicators.directions), *moves.shape), float(persistent_reward))
-        rewards[:, _END] += decides[_END] * torch.where(indicators.is_right(), success_reward, fail_reward)
-        rewards[:, _TIMED_OUT] = timeout_reward
-        self._rewards = rewards.flatten().to(self.device)
+        moves, decides = move_tables(allow_left, force_right, force_final_decision, intermediate_checks)
+        rewards = reward_table(indicators, decides, persistent_reward, success_reward, fail_reward, timeout_reward)
+        self._moves, self._decides, self._rewards = (t.flatten().to(self.device) for t in (moves, decides, rewards))
         # 0-dimensional tensors, because a Python number in torch.where becomes one in every call.
-        self._up = torch.tensor(_UP, device=self.device)
-        self._timed_out = torch.tensor(_TIMED_OUT, device=self.device)
+        self._timed_out = torch.tensor(TIMED_OUT, device=self.device)
         self._length = torch.tensor(maze_length, device=self.device)
 
     # The inner episode -------------------------------------------------------------------------------------------
@@ -232,16 +240,16 @@ class TMaze(MetaEnv):
         position, step = state["position"], state["step"]
         at_end = (position == state["last"]).to(torch.int64)
         place = torch.where(step >= self.timeout, self._timed_out, at_end)
-        option = torch.add(action, place, alpha=_NUM_ACTIONS)
+        option = torch.add(action, place, alpha=NUM_ACTIONS)
         move = self._moves.index_select(0, option)
         reward = self._rewards.index_select(0, torch.add(option, state[keys.TASK], alpha=len(self._moves)))
         if self.intermediate_checks:
-            echoed = (action == self._check()) & (place == _CORRIDOR)
+            echoed = (action == self._check()) & (place == CORRIDOR)
             move = move + echoed
             reward = torch.add(reward, echoed, alpha=self.check_reward)
         position = position + move
         state["position"] = position.clamp_min(0) if self.allow_left else position
-        state["step"] = step + (place != _TIMED_OUT)
+        state["step"] = step + (place != TIMED_OUT)
         if self._redraws:
             state["checks"] = self.draw("check", self._sample_checks)
         episode_done = self._decides.index_select(0, option)
@@ -261,15 +269,13 @@ class TMaze(MetaEnv):
         return torch.where(self.state["position"] == self.state["last"], self._zero, self._check())
 
     def _sample_checks(self) -> Tensor:
-        """Draw the checks of all cells that matter, `[B, cells]`; or one pattern for all episodes, `[1, cells]`."""
+        """Draw the checks of all cells that matter, `[B, cells]`; a fixed pattern stays, also an injected one."""
         if not self.reset_intermediate_indicators:
-            kept = self.state.get("checks")
-            return self._draw_checks(1, self._up_probability[:1]) if kept is None else kept
-        return self._draw_checks(self.num_envs, self._up_probability.index_select(0, self.state[keys.TASK]))
-
-    def _draw_checks(self, rows: int, up_probability: Tensor) -> Tensor:
-        numbers = torch.rand(rows, self._num_checks, generator=self._generator, device=self.device)
-        return (numbers >= up_probability.unsqueeze(-1)) + self._up  # down follows up
+            return self.state.get("checks", self._fixed_checks)
+        up_probability = self._up_probability.index_select(0, self.state[keys.TASK]).unsqueeze(-1)
+        shape = self.num_envs, self._num_checks
+        down = torch.rand(shape, generator=self._generator, device=self.device) >= up_probability
+        return torch.add(down, UP)  # down follows up
 
     def _sample_lengths(self) -> Tensor:
         shape = (self.num_envs,)
@@ -294,26 +300,24 @@ class TMaze(MetaEnv):
         """
         if name == "task":
             return self._parse_task(value)
-        cells = (self.longest,) if name == "checks" else ()
-        _check_shape(name, value, cells, self.num_envs)
-        low, high = (self.maze_length, self.longest) if name == "maze_length" else (_UP, _DOWN)
-        if not ((value == value.round()) & (value >= low) & (value <= high)).all():
-            raise ValueError(f"injected {name} is {value.tolist()}: expected whole numbers from {low} to {high}")
-        value = value.to(torch.int64).expand(self.num_envs, *cells)
+        rows = self.rows_of(name, value, (self.longest,) if name == "checks" else ())
+        low, high = (self.maze_length, self.longest) if name == "maze_length" else (UP, DOWN)
+        whole = (rows == rows.round()) & (rows >= low) & (rows <= high)
+        possible = whole.all(-1) if name == "checks" else whole
+        self.check_rows(name, rows, possible, f"whole numbers from {low} to {high}")
+        rows = rows.to(torch.int64)
         if name == "maze_length":
-            return value
-        return value.unsqueeze(-1) if name == "check" else value[:, : self._num_checks]
+            return rows
+        return rows.unsqueeze(-1) if name == "check" else rows[:, : self._num_checks]
 
     def _parse_task(self, value: Tensor) -> Tensor:
         if len(self._possible) < len(self._directions) and value.shape[-1:] == (1,):
-            value = torch.cat((value, _UP + _DOWN - value), -1)
-        _check_shape("task", value, (self.task_dim,), self.num_envs)
-        matches = (value.unsqueeze(-2) == self._directions[self._possible]).all(-1)
-        if not matches.any(-1).all():
-            raise ValueError(
-                f"injected task is {value.tolist()}: expected one of {self._directions[self._possible].tolist()}"
-            )
-        return self._possible[matches.to(torch.uint8).argmax(-1)].expand(self.num_envs)
+            value = torch.cat((value, UP + DOWN - value), -1)
+        rows = self.rows_of("task", value, (self.task_dim,))
+        directions = self._directions[self._possible]
+        matches = (rows.unsqueeze(-2) == directions).all(-1)
+        self.check_rows("task", rows, matches.any(-1), f"one of {directions.tolist()}")
+        return self._possible[matches.to(torch.uint8).argmax(-1)]
 
     # Pictures ----------------------------------------------------------------------------------------------------
 
@@ -332,7 +336,7 @@ class TMaze(MetaEnv):
         end, width = last + 0.5, max(1.0, 0.1 * last)
         axes.add_patch(Rectangle((-0.5, -0.1), last + 1.0, 0.2, color=_FLOOR))
         axes.add_patch(Rectangle((end, -0.7), width, 1.4, color=_FLOOR))
-        right_is_up = bool(self._indicators.is_right()[task, _UP])
+        right_is_up = bool(self._indicators.is_right()[task, UP])
         axes.add_patch(Rectangle((end, 0.5 if right_is_up else -0.7), width, 0.2, color="tab:green"))
         if not self._indicators.hidden:
             for cell, direction in zip(self._indicators.cells, self._directions[task].tolist(), strict=True):
@@ -347,151 +351,18 @@ class TMaze(MetaEnv):
         axes.set_title(f"episode {episode + 1} of {self.episodes_per_task}, step {step} of {self.episode_length}")
 
 
-@dataclass(frozen=True)
-class _Indicators:
-    """What the task shows where, and what is right then.
-
-    Attributes:
-        cells: the first indicator's cell, and the second one's if there is one.
-        second: the option that the second one comes from.
-        hidden: whether they are not shown.
-    """
-
-    cells: tuple[int, ...]
-    second: str | None
-    hidden: bool
-
-    @classmethod
-    def parse(cls, maze_length: int, first: int, *, hidden: bool, **seconds: int | None) -> _Indicators:
-        """Check the cells, which must exist in the shortest maze (spec 6.1); of `seconds` at most one may be given."""
-        used = {name: cell for name, cell in seconds.items() if cell is not None}
-        exclusive = ["latent_dist"] * hidden + list(used)
-        if len(exclusive) > 1:
-            raise ValueError(f"`{exclusive[0]}` and `{exclusive[1]}` exclude each other: expected one of them alone")
-        margin = len(used)  # two indicators keep off the ends
-        for name, cell in {"indicator_pos": first, **used}.items():
-            if isinstance(cell, bool) or not isinstance(cell, Integral) or not margin <= cell < maze_length - margin:
-                raise ValueError(f"`{name}` is {cell!r}: expected a cell from {margin} to {maze_length - 1 - margin}")
-        for name, cell in used.items():
-            if cell == first:
-                raise ValueError(f"`{name}` is {cell}: expected another cell than `indicator_pos`")
-        return cls((first, *used.values()), next(iter(used), None), hidden)
-
-    @property
-    def directions(self) -> Tensor:
-        """Direction of each indicator by task id `[N, D]`; id = [first is up] + 2 * [second is up]."""
-        bits = torch.arange(len(self.cells))
-        is_up = torch.arange(2 ** len(self.cells)).unsqueeze(-1) >> bits & 1
-        return torch.where(is_up.bool(), _UP, _DOWN)
-
-    def possible_tasks(self) -> Tensor:
-        """Ids of the tasks that exist; with a flipped indicator two out of four (quirk T9)."""
-        ids = torch.arange(len(self.directions))
-        return ids[self._differ()] if self.second == "flipped_indicator_pos" else ids
-
-    def is_right(self) -> Tensor:
-        """Whether an action at the last cell means the right decision, by task id and action `[N, 4]` (spec 6.5)."""
-        right_is_up = self.directions[:, 0] == _UP
-        if self.second == "correlated_indicator_pos":
-            right_is_up &= self._differ()
-        if self.second == "agreement_indicator_pos":
-            right_is_up = self._differ()
-        means_up = torch.tensor([True, False, True, False])  # if left and right are decisions at all
-        return right_is_up.unsqueeze(-1) == means_up
-
-    def cell_table(self, length: int) -> Tensor:
-        """Whether a cell is the first one, and what its indicator shows, by task id and cell `[N, length, 2]`."""
-        table = torch.zeros(len(self.directions), length, 2)
-        table[:, 0, 0] = 1.0
-        if not self.hidden:
-            table[:, self.cells, 1] = torch.where(self.directions == _UP, 1.0, -1.0)
-        return table
-
-    def _differ(self) -> Tensor:
-        return self.directions[:, 0] != self.directions[:, -1]
-
-
-def _check_numbers(**numbers: object) -> None:
-    for name, value in numbers.items():
-        if not is_number(value):
-            raise ValueError(f"`{name}` is {value!r}: expected a finite number")
-
-
-def _check_length(length: int, upper_bound: int | None) -> None:
-    check_positive("maze_length", length)
-    if upper_bound is None:
-        return
-    check_positive("maze_length_upper_bound", upper_bound)
-    if upper_bound < length:
-        raise ValueError(f"`maze_length_upper_bound` is {upper_bound}: expected at least `maze_length`, {length}")
-
-
-def _check_moves(force_right: bool, allow_left: bool, checks: bool, shown: bool) -> None:
-    for name, used in {"allow_left": allow_left, "intermediate_checks": checks}.items():
-        if force_right and used:
-            raise ValueError(f"`force_right` and `{name}` exclude each other: expected one of them to be false")
-    if checks and not shown:
-        raise ValueError("`intermediate_checks` is True: expected `intermediate_indicators` to be true with it")
-
-
-def _check_latent(latent_dist: Sequence[float], redrawn: bool) -> None:
-    if (
-        not isinstance(latent_dist, Sequence)
-        or len(latent_dist) != 2
-        or not all(is_number(p) and 0 <= p <= 1 for p in latent_dist)
-    ):
-        raise ValueError(f"`latent_dist` is {latent_dist!r}: expected two probabilities")
-    if not redrawn:
-        needed = "`intermediate_indicators` and `reset_intermediate_indicators`"
-        raise ValueError(f"`latent_dist` is {latent_dist!r}: expected {needed} to be true with it")
-
-
-def _check_shape(name: str, value: Tensor, shape: tuple[int, ...], num_envs: int) -> None:
-    if value.shape not in (shape, (num_envs, *shape)):
-        raise ValueError(f"injected {name} has shape {tuple(value.shape)}: expected {shape} or {(num_envs, *shape)}")
-
-
-def _move_tables(left: bool, forced: bool, forced_decision: bool, checks: bool) -> tuple[Tensor, Tensor]:
-    """Change of position but for echoes, and whether the episode ends, by place and action `[3, 4]` (spec 6.4)."""
-    moves = torch.zeros(3, _NUM_ACTIONS, dtype=torch.int64)
-    moves[_CORRIDOR, _RIGHT] = not checks
-    moves[_CORRIDOR, _LEFT] = -int(left)
-    moves[_END, _LEFT] = -int(left and not forced_decision)
-    if forced:
-        moves[_CORRIDOR] = 1
-    decides = torch.zeros(3, _NUM_ACTIONS, dtype=torch.bool)
-    decides[_END] = torch.tensor([forced_decision, forced_decision, True, True])
-    decides[_TIMED_OUT] = True
-    return moves, decides
-
-
-def _time_table(timeout: int, shown: bool, waves: int | None) -> Tensor:
-    """What is shown of the time after t steps `[timeout + 1, features]`."""
-    if waves is not None:
-        check_positive("wave_encoding_len", waves)
-        if not shown:
-            raise ValueError(f"`wave_encoding_len` is {waves}: expected `pos_enc` to be true with it")
-    time = torch.arange(timeout + 1, dtype=torch.float64).unsqueeze(-1)
-    if waves is None:
-        return time[:, : int(shown)].to(torch.float32)
-    feature = torch.arange(waves)
-    angle = time / timeout ** (2 * feature / waves)  # not the usual frequencies (quirk T2)
-    return torch.where(feature % 2 == 0, angle.sin(), angle.cos()).to(torch.float32)
-
-
 def _draw_direction(axes: Axes, label: str, cell: float, y: float, direction: int) -> None:
-    marker, color = ("^", "tab:green") if direction == _UP else ("v", "tab:red")
+    marker, color = ("^", "tab:green") if direction == UP else ("v", "tab:red")
     axes.plot(cell, y, marker, color=color, markersize=11)
     axes.annotate(label, (cell, y), (0, 12 if y > 0 else -20), textcoords="offset points", ha="center")
 
 
-_LANDMARKS = ("random", "within_episode_memory", "bayes_optimal", "task_known")
 _SHOWN = (2.0, 16.0, 16.0, 16.0)  # every episode shows what is right
 
 
 def _entry(name: str, description: str, landmarks: Sequence[float | None], **kwargs: Any) -> EnvEntry:
-    known = {key: value for key, value in zip(_LANDMARKS, landmarks, strict=True) if value is not None}
-    return EnvEntry(name, "hyperrl.envs.t_maze:TMaze", description, {"episodes_per_task": 4, **kwargs}, known)
+    kwargs = {"episodes_per_task": 4, **kwargs}
+    return EnvEntry(name, "hyperrl.envs.t_maze:TMaze", description, kwargs, known_landmarks(*landmarks))
 
 
 _AGREEMENT: dict[str, Any] = {"indicator_pos": 1, "agreement_indicator_pos": 50}

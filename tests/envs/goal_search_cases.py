@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from tensordict import TensorDict
@@ -58,20 +58,39 @@ def random_player(seed: int) -> Player:
     return lambda td, position: torch.randint(5, td.batch_size, generator=generator)
 
 
-def assert_beliefs_are_exact(env: GoalSearch) -> None:
-    """The posterior by definition: uniform over the goals under which the same would have been seen up to now.
+def belief_sizes(build: Callable[[], GoalSearch], starts: Sequence[tuple[int, int]] = ()) -> set[int]:
+    """Numbers of goals that beliefs hold possible along several sequences of actions; asserts that beliefs are exact.
 
-    `env` plays one goal per environment and publishes `belief` and `task_id`.
+    By definition, the posterior is uniform over the goals under which the same would have been seen up to now.
+
+    Args:
+        build: returns a new environment per goal, which publishes `belief` and `task_id`.
+        starts: start cells of the episodes, where they are drawn.
     """
     generator = torch.Generator().manual_seed(0)
+    sizes = set()
+    for hold in (1, 3, 13):  # steps for which an action is kept, as random walks do not get far
+        env = build()
+        if starts:
+            env.inject("start", *starts)
+        actions = torch.randint(5, (env.horizon,), generator=generator).repeat_interleave(hold)
+        if hold > 1:
+            actions[:hold], actions[hold : 2 * hold] = RIGHT, UP  # away from the start
+        sizes |= _sizes_along(env, actions[: env.horizon])
+    return sizes
+
+
+def _sizes_along(env: GoalSearch, actions: Tensor) -> set[int]:
     td = env.reset()
     goals = td[keys.TASK_ID]
     alike = torch.ones(len(goals), len(goals), dtype=torch.bool)
-    for _ in range(env.horizon):
+    sizes = set()
+    for action in actions:
         expected = torch.zeros(len(goals), env.belief_dim)
         expected[:, goals] = alike / alike.sum(-1, keepdim=True)
         torch.testing.assert_close(td[keys.BELIEF], expected)
-        action = torch.randint(5, (1,), generator=generator).expand(len(goals))
-        td = env.step(TensorDict({keys.ACTION: action}, [len(goals)]))[keys.NEXT]
+        sizes |= set(alike.sum(-1).tolist())
+        td = env.step(TensorDict({keys.ACTION: action.expand(len(goals))}, [len(goals)]))[keys.NEXT]
         shown = torch.cat((td[keys.OBSERVATION], td[keys.REWARD]), -1)
         alike &= (shown.unsqueeze(0) == shown.unsqueeze(1)).all(-1)
+    return sizes

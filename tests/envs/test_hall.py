@@ -15,7 +15,7 @@ from goal_search_cases import (
     STAY,
     UP,
     all_goals,
-    assert_beliefs_are_exact,
+    belief_sizes,
     episode_returns,
     every_goal,
     random_player,
@@ -191,24 +191,25 @@ class TestBelief:
 
     @pytest.mark.parametrize("env_id", HALL_IDS)
     def test_belief_is_exact_of_ids(self, env_id: str) -> None:
-        assert_beliefs_are_exact(all_goals(env_id, episodes_per_task=2, publish=["belief", "task_id"]))
+        options = {"episodes_per_task": 2, "publish": ["belief", "task_id"]}
+        assert len(belief_sizes(lambda: all_goals(env_id, **options))) > 1
 
     @pytest.mark.parametrize(
-        "options",
+        ("options", "tells"),
         [
-            {},
-            {"new_state_r": 0.1, "obs_checked": True},
-            {"new_state_r": 0.1, "hall_with_door_every": 2, "stuck": True},
-            {"new_state_r": 1.0},  # the first visit of a door tells nothing
-            {"new_state_r": -0.1, "obs_checked": True},
-            {"success_r": -0.1},  # nothing tells anything
-            {"success_r": -0.1, "new_state_r": 0.1},
+            ({}, True),
+            ({"new_state_r": 0.1, "obs_checked": True}, True),
+            ({"new_state_r": 0.1, "hall_with_door_every": 2, "stuck": True}, True),
+            ({"new_state_r": 1.0}, True),  # but the first visit of a door tells nothing
+            ({"new_state_r": -0.1, "obs_checked": True}, True),
+            ({"success_r": -0.1}, False),
+            ({"success_r": -0.1, "new_state_r": 0.1}, True),
         ],
     )
-    def test_belief_is_exact_where_rewards_coincide(self, options: dict[str, object]) -> None:
-        publish = ["belief", "task_id"]
-        env = every_goal(lambda num_envs: Hall(num_envs, 2, num_cells=7, num_steps=60, publish=publish, **options))
-        assert_beliefs_are_exact(env)
+    def test_belief_is_exact_where_rewards_coincide(self, options: dict[str, object], tells: bool) -> None:
+        options = {"num_cells": 7, "num_steps": 60, "publish": ["belief", "task_id"], **options}
+        sizes = belief_sizes(lambda: every_goal(lambda num_envs: Hall(num_envs, 2, **options)))
+        assert (len(sizes) > 1) == tells
 
     def test_passing_a_door_tells_nothing_and_entering_it_does(self) -> None:
         env = hall(3, 2, num_cells=5, num_steps=7, publish=["belief"])
@@ -385,11 +386,11 @@ class TestErrors:
             ({"stuck": "no"}, "`stuck` is 'no': expected true or false"),
             ({"obs_checked": 1}, "`obs_checked` is 1: expected true or false"),
             ({"num_cells": 0}, "`num_cells` is 0: expected an integer"),
-            ({"num_cells": 1}, "no cell can be the goal"),
+            ({"num_cells": 1}, "`num_cells` is 1: expected more"),
             ({"num_steps": 0}, "`num_steps` is 0: expected an integer"),
             ({"hall_with_door_every": 0}, "`hall_with_door_every` is 0: expected an integer"),
             ({"hall_with_door_every": None}, "`hall_with_door_every` is None: expected an integer"),
-            ({"hall_with_door_every": 5}, "no cell can be the goal"),
+            ({"hall_with_door_every": 5}, "`num_cells` is 5: expected more"),
             ({"new_state_r": "0.1"}, "`new_state_r` is '0.1': expected a finite number or null"),
             ({"success_r": None}, "`success_r` is None: expected a finite number"),
             ({"constant_r": float("inf")}, "`constant_r` is inf: expected a finite number"),

@@ -5,21 +5,25 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections import deque
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
 from tensordict import TensorDict
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrl.collectors import Collector
-from torchrl.envs import RewardSum, TransformedEnv, check_env_specs
+from torchrl.envs import EnvBase, RewardSum, TransformedEnv, check_env_specs
 
 from hyperrl import keys
 from hyperrl.envs import MetaEnv, description, env_ids, landmarks, make_env
 from hyperrl.envs.base import Transition
 from hyperrl.envs.gridworld import GridNavi
 from hyperrl.envs.layout import Layout
+from hyperrl.envs.registration import PLAYERS
 
 PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS)
 
@@ -60,6 +64,55 @@ def assert_equal(a: TensorDict, b: TensorDict) -> None:
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, msg=lambda text, key=key: f"{key}: {text}")
 
 
+def tensors_in(value: object) -> list[Tensor]:
+    """All tensors that an object of ours holds, in containers and objects of ours, too."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        return [tensor for entry in value.values() for tensor in tensors_in(entry)]
+    if isinstance(value, (list, tuple, set, deque)):
+        return [tensor for entry in value for tensor in tensors_in(entry)]
+    ours = type(value).__module__ == __name__ or type(value).__module__.startswith("hyperrl.")
+    return tensors_in(vars(value)) if ours and hasattr(value, "__dict__") else []
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses operations for which the host waits for a GPU: those whose result or its shape it has to know."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "lift_fresh", "_to_copy")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = str(func), kwargs or {}
+        waits = any(word in name for word in self.WAITS) and ("_to_copy" not in name or kwargs.get("device"))
+        if name.startswith(("aten.index.", "aten.index_put")):
+            waits = any(index is not None and index.dtype == torch.bool for index in args[1])
+        assert not waits, f"the host waits for {name}"
+        return func(*args, **kwargs)
+
+
+# Options under which other things are drawn than under any id's own.
+OTHER_DRAWS: list[tuple[str, dict[str, object]]] = [
+    ("T-LN-P1-v0", {"reset_intermediate_indicators": False}),
+    ("T-LN-P1-v0", {"maze_length_upper_bound": 120}),
+    ("PlanningGame-3x3-v0", {"random_respawn": True}),
+]
+
+
+@pytest.mark.parametrize(("env_id", "options"), [*((env_id, {}) for env_id in env_ids()), *OTHER_DRAWS])
+class TestSeeds:
+    """The seed determines everything."""
+
+    def test_same_seed_same_rollout(self, env_id: str, options: dict[str, object]) -> None:
+        one, two, other = (build(env_id, seed=seed, **options) for seed in (3, 3, 4))
+        steps = one.horizon + 5
+        expected = play(one, steps)
+        assert_equal(play(two, steps), expected)
+        assert not (play(other, steps) == expected).all()
+        for again in (one, other):  # whatever was drawn before
+            again.set_seed(3)
+            assert_equal(play(again, steps), expected)
+
+
 @pytest.mark.parametrize("env_id", env_ids())
 class TestEveryEnv:
     """The contract of `MetaEnv`, for all registered ids: a new family is covered by its table."""
@@ -80,15 +133,6 @@ class TestEveryEnv:
 
     def test_nothing_optional_is_published_unasked(self, env_id: str) -> None:
         assert not set(PUBLISHABLE) & set(make_env(env_id, 2).reset().keys())
-
-    def test_same_seed_same_rollout(self, env_id: str) -> None:
-        one, two, other = (build(env_id, seed=seed) for seed in (3, 3, 4))
-        steps = one.horizon + 5
-        expected = play(one, steps)
-        assert_equal(play(two, steps), expected)
-        assert not (play(other, steps) == expected).all()
-        other.set_seed(3)
-        assert_equal(play(other, steps), expected)
 
     def test_global_generator_is_neither_read_nor_changed(self, env_id: str) -> None:
         before = torch.get_rng_state()
@@ -174,6 +218,45 @@ class TestEveryEnv:
         env.load_state_dict(state)
         assert_equal(play(env, 3, td=env.fake_tensordict().exclude(keys.NEXT)), expected)
 
+    def test_state_has_one_form_and_another_one_is_refused(self, env_id: str) -> None:
+        env, fresh = build(env_id), build(env_id, seed=5)
+        play(env, 3)
+        form = {name: value.shape for name, value in env.state.items()}
+        play(env, env.horizon)
+        assert {name: value.shape for name, value in env.state.items()} == form
+        for stranger in (build(env_id, num_envs=5), make_env("GridNavi-v0", 6, num_cells=9, publish=["belief"])):
+            play(stranger, 3)
+            for env_ in (env, fresh):
+                before = env_.get_extra_state()
+                with pytest.raises(ValueError, match=r"state '\w+' is (a tensor|missing).*: expected (a tensor|none)"):
+                    env_.load_state_dict(stranger.state_dict())
+                after = env_.get_extra_state()
+                assert torch.equal(after["generator"], before["generator"])
+                assert_equal(*(TensorDict(each["simulator"]) for each in (before, after)))
+
+    def test_every_tensor_moves(self, env_id: str) -> None:
+        """As to another device; the CPU shows it by copies."""
+        env, undisturbed = (build(env_id, record_path=True) for _ in range(2))
+        for each in (env, undisturbed):
+            td = play(each, 3)[:, -1][keys.NEXT].exclude(keys.REWARD)
+            each.inject("task", td[keys.TASK][0])
+        before = tensors_in(env)
+        env._apply(torch.clone)
+        after = tensors_in(env)
+        assert len(after) == len(before) > len(env.state)
+        assert not {id(tensor) for tensor in before} & {id(tensor) for tensor in after}
+        assert_equal(play(env, env.horizon, td=td.clone()), play(undisturbed, env.horizon, td=td.clone()))
+
+    def test_steps_do_not_wait_for_the_device(self, env_id: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        env = build(env_id, record_path=True)
+        env.reset()
+        monkeypatch.setattr(MetaEnv, "may_contain", lambda self, mask: True)  # what a GPU is told
+        generator = torch.Generator().manual_seed(0)
+        actions = [random_action(env, generator) for _ in range(env.episode_length + 3)]
+        with NoWaiting():
+            for action in actions:
+                env.step(TensorDict({keys.ACTION: action}, [6]))
+
     def test_fixed_task_is_played_after_every_reset(self, env_id: str) -> None:
         task = build(env_id, seed=1).reset()[keys.TASK][0]
         env = build(env_id, fixed_task=task.tolist())
@@ -198,15 +281,18 @@ class TestEveryEnv:
         assert_equal(a[~mask], b[~mask])
 
     def test_tensors_handed_out_are_not_shared_with_the_simulator(self, env_id: str) -> None:
-        env, undisturbed = build(env_id), build(env_id)
-        td = env.reset()
-        expected = play(undisturbed, 3)
+        env, undisturbed = build(env_id, num_envs=2), build(env_id, num_envs=2)
+        expected = play(undisturbed, env.horizon + 3)
+        assert expected[keys.NEXT, keys.DONE].any()
         generator = torch.Generator().manual_seed(0)
-        for t in range(3):
-            action = random_action(env, generator)
-            td = env.step(TensorDict({keys.ACTION: action}, td.batch_size))[keys.NEXT]
-            assert_equal(td, expected[keys.NEXT][:, t])
+        td = env.reset()
+        for t in range(env.horizon + 2):
             td.zero_()
+            row, td = env.step_and_maybe_reset(td.set(keys.ACTION, random_action(env, generator)))
+            assert_equal(row[keys.NEXT], expected[keys.NEXT][:, t])
+            td = td.exclude(keys.ACTION)
+            assert_equal(td, expected[:, t + 1].select(*td.keys()))
+            row.zero_()
 
     def test_collector_resets_automatically(self, env_id: str) -> None:
         env = build(env_id)
@@ -269,10 +355,9 @@ class TestEveryEnv:
         assert description(env_id)
         assert "\n" not in description(env_id)
         known = landmarks(env_id)
-        order = [
-            known[name] for name in ("random", "within_episode_memory", "bayes_optimal", "task_known") if name in known
-        ]
+        order = [known[name] for name in PLAYERS if name in known]
         assert order == sorted(order)
+        assert len(order) == len(known)
 
 
 class Countdown(MetaEnv):
@@ -418,12 +503,30 @@ class TestBase:
         with pytest.raises(ValueError, match=words):
             GridNavi(2, **options)
 
-    def test_done_stays_until_the_reset(self) -> None:
-        env = Countdown(1, episodes_per_task=1)
-        td = env.reset()
-        for _ in range(8):
-            td = env.step(td.set(keys.ACTION, torch.zeros(1, 2)))[keys.NEXT]
-        assert td[keys.DONE].all()
+    def test_another_device_draws_from_a_generator_of_its_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        env = GridNavi(2, seed=3)
+        env.reset()
+        expected = torch.randint(2**62, (), generator=env._generator.clone_state()).item()
+        made = []
+
+        def make_generator(device: torch.device) -> torch.Generator:  # there is none of the device "meta"
+            made.append(str(device))
+            return generator()
+
+        def move(self: MetaEnv, device: str) -> MetaEnv:  # specs cannot move there
+            self._device = torch.device(device)
+            return nn.Module.to(self, device)
+
+        generator = torch.Generator
+        monkeypatch.setattr(torch, "Generator", make_generator)
+        monkeypatch.setattr(EnvBase, "to", move)
+        assert env.to("meta") is env
+        assert made == ["meta"]
+        assert env._generator.initial_seed() == expected
+        assert {tensor.device.type for tensor in tensors_in(env)} == {"meta"}
+        unmoved = GridNavi(2, seed=3)
+        own = unmoved._generator
+        assert unmoved.to("cpu")._generator is own
 
     def test_injected_values_are_spent_in_order_and_only_on_resets(self) -> None:
         env = Countdown(2, publish=[])
@@ -442,12 +545,29 @@ class TestBase:
             ({"task_split": "validation"}, "`task_split` is 'validation'"),
             ({"task_split": "test"}, "`task_split` is 'test', but there is no finite set"),
             ({"test_fraction": 1.0}, "`test_fraction` is 1.0"),
+            ({"seed": 1.5}, "`seed` is 1.5: expected an integer"),
+            ({"seed": True}, "`seed` is True: expected an integer"),
+            ({"seed": 2**64}, "`seed` is 18446744073709551616: expected an integer"),
+            ({"split_seed": "a"}, "`split_seed` is 'a': expected an integer"),
+            ({"split_seed": None}, "`split_seed` is None: expected an integer"),
+            ({"device": "gpu"}, "`device` is 'gpu': expected one that is present"),
+            ({"device": "xla"}, "`device` is 'xla': expected one that is present"),
+            ({"device": 1.5}, "`device` is 1.5: expected one that is present"),
+            ({"publish": "success"}, "`publish` is 'success': expected a list of names"),
+            ({"publish": None}, "`publish` is None: expected a list of names"),
             ({"publish": ["belief"]}, "`publish` holds 'belief', which Countdown does not offer: .* success"),
         ],
     )
     def test_bad_arguments_are_named(self, options: dict[str, object], words: str) -> None:
-        with pytest.raises(ValueError, match=words):
+        with pytest.raises(ValueError, match=words) as error:
             Countdown(**{"num_envs": 2, **options})
+        assert "\n" not in str(error.value)
+
+    def test_seeds_may_be_numpy_integers(self) -> None:
+        seeds = {"seed": np.int64(3), "split_seed": np.uint8(5)}
+        options = {"publish": ["task"], "task_split": "train"}
+        one, two = GridNavi(8, **seeds, **options), GridNavi(8, seed=3, split_seed=5, **options)
+        assert torch.equal(one.reset()[keys.TASK], two.reset()[keys.TASK])
 
     def test_unknown_injection_is_named(self) -> None:
         with pytest.raises(ValueError, match="'start'.*expected .*length"):
@@ -458,11 +578,40 @@ class TestBase:
         with pytest.raises(RuntimeError, match="reset"):
             env.step(TensorDict({keys.ACTION: torch.zeros(2, 2)}, [2]))
 
-    def test_state_of_another_batch_is_refused(self) -> None:
-        env = Countdown(3)
-        env.reset()
-        with pytest.raises(ValueError, match="holds 3 environments: expected 2"):
-            Countdown(2).load_state_dict(env.state_dict())
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ({"num_envs": 3}, r"state 'task' is a tensor \(3,\): expected a tensor \(2,\)"),
+            ({"record_path": True}, r"state 'path' is a tensor \(2, 16, 2\): expected none"),
+            ({"publish": []}, r"state 'candidates' is missing: expected a tensor \(2, 21\)"),
+            ({"num_cells": 6}, r"state 'candidates' is a tensor \(2, 32\): expected a tensor \(2, 21\)"),
+            ({"episodes_per_task": 1}, r"state 'observation' is a tensor \(2, 2\): expected a tensor \(2, 3\)"),
+        ],
+    )
+    def test_states_of_other_environments_are_refused(self, options: dict[str, object], words: str) -> None:
+        other = GridNavi(**{"num_envs": 2, "publish": ["belief"], **options})
+        other.reset()
+        env, undisturbed = (GridNavi(2, publish=["belief", "task"], seed=4) for _ in range(2))
+        for each in (env, undisturbed):
+            each.inject("task", [4, 3])
+        with pytest.raises(ValueError, match=words):
+            env.load_state_dict(other.state_dict())
+        assert not env.state
+        assert_equal(play(env, env.horizon + 2), play(undisturbed, env.horizon + 2))
+
+    def test_state_of_another_device_is_refused(self) -> None:
+        env, other = Countdown(2), Countdown(2)
+        env.reset(), other.reset()
+        state = other.get_extra_state()
+        before = env.get_extra_state()
+        with pytest.raises(ValueError, match="generator's state is of another device: expected cpu"):
+            env.set_extra_state({**state, "generator": state["generator"][:16]})  # as long as a GPU's
+        assert torch.equal(env.state["task"], before["simulator"]["task"])
+
+    def test_state_before_the_first_reset_may_be_taken(self) -> None:
+        env, fresh = Countdown(2, seed=1), Countdown(2, seed=2)
+        fresh.load_state_dict(env.state_dict())
+        assert_equal(play(fresh, 5), play(env, 5))
 
 
 class TestNames:

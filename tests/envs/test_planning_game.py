@@ -478,7 +478,7 @@ class TestErrors:
                 "`task_split` is 'test' and holds 1 goal cell: expected at least 2",
             ),
             ({"task_split": "train", "test_fraction": 0.99}, "`task_split` is 'train' and holds 1 goal cell"),
-            ({"fixed_task": [4, 0]}, r"`fixed_task` is \[4, 0\]: .*expected cells of this torus, 0 to 3"),
+            ({"fixed_task": [4, 0]}, r"`fixed_task` is \[4, 0\]: .*expected two coordinates from 0 to 3"),
             ({"publish": ["belief"]}, "`publish` holds 'belief'"),
         ],
     )
@@ -490,15 +490,40 @@ class TestErrors:
     @pytest.mark.parametrize(
         ("name", "value", "words"),
         [
-            ("task", (3, 0), "injected task is .*expected cells of this torus, 0 to 2"),
+            ("task", (3, 0), "injected task is .*expected two coordinates from 0 to 2"),
             ("goal", (0, -1), "injected goal is"),
             ("position", (0.5, 1), "injected position is"),
             ("position", 3, r"injected position has shape \(\): expected \(2,\) or \(2, 2\)"),
             ("labels", [0, 1, 2], r"injected labels has shape \(3,\): expected \(9,\) or \(2, 9\)"),
-            ("labels", [0, 0, 2, 3, 4, 5, 6, 7, 8], "injected labels are .*expected a permutation of 0 to 8"),
+            ("goal", [(0, 1), (1, 3)], r"injected goal is \[1, 3\]: expected two"),
+            ("labels", [0, 0, 2, 3, 4, 5, 6, 7, 8], r"injected labels is \[0, 0, .*expected a permutation of 0 to 8"),
             ("start", (0, 0), "nothing called 'start' is drawn"),
         ],
     )
     def test_impossible_injections_are_named(self, name: str, value: object, words: str) -> None:
         with pytest.raises(ValueError, match=words):
             PlanningGame(2, maze_size=3).inject(name, value)
+
+    @pytest.mark.parametrize("random_respawn", [False, True])
+    def test_an_injected_goal_is_never_the_cell_of_the_agent(self, random_respawn: bool) -> None:
+        env = PlanningGame(2, maze_size=3, random_respawn=random_respawn)
+        env.inject("task", [(0, 1), (2, 2)])
+        env.inject("position", [(0, 0), (2, 2)])
+        with pytest.raises(ValueError, match=r"^injected position is \[2, 2\]: expected agent and goal on"):
+            env.reset()
+        beside(env, (1, 1), (1, 0))
+        step(env, UP)
+        env.inject("goal", (1, 1))  # the cell of the agent, which only a respawn leaves
+        if random_respawn:
+            env.inject("position", (1, 1))
+        name = "position" if random_respawn else "goal"
+        with pytest.raises(ValueError, match=rf"^injected {name} is \[1, 1\]: expected agent and goal"):
+            step(env, COLLECT)
+
+    def test_only_environments_that_take_an_injected_cell_are_checked(self) -> None:
+        env = PlanningGame(2, maze_size=3)
+        beside(env, (1, 1), [(1, 0), (0, 0)])
+        env.inject("goal", [(0, 0), (0, 1)])  # the second one is the cell of an agent that collects nothing
+        step(env, UP)
+        assert step(env, COLLECT)[keys.REWARD].flatten().tolist() == [1, 0]
+        assert cells(env)[1].tolist() == [0, 4]

@@ -318,6 +318,7 @@ class TestErrors:
         ("family", "name", "value", "words"),
         [
             (PointRobot, "task", [0, -1.01], "injected task is .*expected coordinates from -1 to 1"),
+            (PointRobot, "task", [[0, 0], [2, 0]], r"injected task is \[2.0, 0.0\]: expected coordinates"),
             (PointRobot, "start", [2, 0], "injected start is .*expected coordinates from -1 to 1"),
             (PointRobot, "start", [float("nan"), 0], "injected start is"),
             (PointRobot, "task", [0, 0, 0], r"injected task has shape \(3,\): expected \(2,\) or \(2, 2\)"),
@@ -333,6 +334,7 @@ class TestErrors:
             (Semicircle, "task", [*on_circle(1, 0.2), 2], "injected task is"),
             (Semicircle, "task", [*on_circle(-1, 0.2), -1], "injected task is"),
             (Semicircle, "task", on_circle(1, 0.2), r"injected task has shape \(2,\): expected \(3,\) or \(2, 3\)"),
+            (Semicircle, "heading", [3, -3.5], "injected heading is -3.5: expected headings"),
             (Semicircle, "heading", 3.2, "injected heading is .*expected headings from -pi to pi"),
             (Semicircle, "heading", [0, 1, 2], r"injected heading has shape \(3,\): expected \(\) or \(2,\)"),
         ],

@@ -269,6 +269,8 @@ class TestRefusals:
             ("maze_length", 5.5, "injected maze_length is 5.5: expected whole numbers"),
             ("check", 0, "injected check is 0: expected whole numbers from 2 to 3"),
             ("checks", [UP] * 5, r"injected checks has shape \(5,\): expected \(8,\) or \(3, 8\)"),
+            ("check", [UP, 0, 1], "injected check is 0: expected"),
+            ("task", [[UP], [DOWN], [5]], r"injected task is \[5\]: expected one of"),
             ("checks", [UP] * 7 + [0], "injected checks is .*: expected whole numbers from 2 to 3"),
         ],
     )
@@ -333,14 +335,12 @@ class TestDraws:
 
         options = {"maze_length": 40, "reset_intermediate_indicators": False}
         env = TMaze(3, 2, seed=4, **options)
-        first, second = pattern(env), pattern(env)  # two episodes each, on different tasks
-        assert (first[:, :40] == first[0, 40:]).all()
-        assert torch.equal(first, second)
-        assert_share(first[0, :40] == 1, 0.5)
-        other = TMaze(3, 2, seed=9, **options)
-        assert not torch.equal(pattern(other), first)
-        other.load_state_dict(env.state_dict())
-        assert torch.equal(pattern(other), first)
+        shown = pattern(env)  # two episodes
+        assert (shown == shown[0, :40].repeat(2)).all()
+        assert_share(shown[0, :40] == 1, 0.5)
+        env.set_seed(5)
+        assert torch.equal(pattern(env), shown)  # on other tasks
+        assert torch.equal(pattern(TMaze(2, 2, seed=9, **options)), shown[:2])
 
     def test_an_injected_fixed_pattern_stays(self) -> None:
         env = TMaze(2, 1, maze_length=3, reset_intermediate_indicators=False)

@@ -11,7 +11,7 @@ import tiny
 import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
-from torchrl.envs.utils import ExplorationType, exploration_type
+from torchrl.envs.utils import ExplorationType, exploration_type, set_exploration_type
 
 from hyperrl import keys
 from hyperrl.data import datamodule
@@ -225,11 +225,15 @@ class TestEvaluate:
         torch.testing.assert_close(result["success"], torch.tensor(successes))
         assert result["success"].any()
 
-    def test_actions_are_deterministic(self) -> None:
+    @pytest.mark.parametrize(
+        ("options", "mode"), [({}, ExplorationType.DETERMINISTIC), ({"sampled": True}, ExplorationType.RANDOM)]
+    )
+    def test_actions_are_deterministic_or_sampled(self, options: dict[str, bool], mode: ExplorationType) -> None:
         actor = Alternating()
-        evaluate(toy(), actor)
-        assert actor.modes == {ExplorationType.DETERMINISTIC}
-        assert exploration_type() is not ExplorationType.DETERMINISTIC
+        with set_exploration_type(ExplorationType.MEAN):
+            evaluate(toy(), actor, **options)
+            assert exploration_type() is ExplorationType.MEAN
+        assert actor.modes == {mode}
 
     def test_success_is_left_out_where_it_is_not_published(self) -> None:
         assert set(evaluate(toy(), Alternating()).keys()) == {"returns"}
@@ -260,10 +264,15 @@ class TestDataModule:
         assert "return_episode_4" not in metrics
         assert tiny.data(episodes_per_task=2).options["episodes_per_task"] == 2
 
+    def test_evaluation_may_sample_actions(self) -> None:
+        sampled = validation(tiny.data(val_tasks=64, eval_actions="sampled"))
+        assert sampled == validation(tiny.data(val_tasks=64, eval_actions="sampled"))
+        assert sampled != validation(tiny.data(val_tasks=64))
+
     def test_test_sees_only_held_out_tasks(self, monkeypatch: pytest.MonkeyPatch) -> None:
         drawn: dict[str, set[int]] = {}
 
-        def note(env: MetaEnv, actor: Any, extra: Any) -> TensorDict:
+        def note(env: MetaEnv, actor: Any, *_: Any) -> TensorDict:
             tasks = make_env("GridNavi-v0", 4000, publish=["task_id"], task_split=env.task_split, test_fraction=0.25)
             drawn[env.task_split] = set(tasks.reset()[keys.TASK_ID].tolist())
             assert env.test_fraction == 0.25
@@ -315,6 +324,7 @@ class TestDataModule:
             ({"env_options": {"seed": 3}}, "data.env_options.seed is 3; expected to be left to the run"),
             ({"episodes_per_task": 0}, "`episodes_per_task` is 0"),
             ({"eval_episodes_per_task": 0}, "`episodes_per_task` is 0"),
+            ({"eval_actions": "mean"}, "data.eval_actions is mean; expected deterministic or sampled"),
             (
                 {"episodes_per_task": 4, "eval_episodes_per_task": 1},
                 "data.episodes_per_task is 4 and data.eval_episodes_per_task is 1; expected both or neither to be 1",

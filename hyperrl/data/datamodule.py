@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -36,6 +36,7 @@ class MetaDataModule(LightningDataModule):
         val_tasks: fresh tasks of each validation, per process.
         test_tasks: fresh tasks of a test, per process.
         eval_episodes_per_task: episodes per task in validation and test; null takes those of training.
+        eval_actions: deterministic (the policy's mode) or sampled actions in validation and test.
         held_out: fraction of the tasks that only the test sees; 0 tests on fresh draws of all tasks.
         publish: what environments publish besides the observation; what the model needs is added.
     """
@@ -52,6 +53,7 @@ class MetaDataModule(LightningDataModule):
         val_tasks: int = 128,
         test_tasks: int = 512,
         eval_episodes_per_task: int | None = None,
+        eval_actions: Literal["deterministic", "sampled"] = "deterministic",
         held_out: float = 0.0,
         publish: list[str] | None = None,
     ) -> None:
@@ -67,12 +69,15 @@ class MetaDataModule(LightningDataModule):
         for name, value in counts.items():
             if value < 1:
                 raise ConfigError(f"data.{name} is {value}; expected at least 1")
+        if eval_actions not in ("deterministic", "sampled"):
+            raise ConfigError(f"data.eval_actions is {eval_actions}; expected deterministic or sampled")
         if not 0 <= held_out < 1:
             raise ConfigError(f"data.held_out is {held_out}; expected a number from 0 to 1, 1 excluded")
         self.env_id, self.num_envs, self.steps_per_rollout = env, num_envs, steps_per_rollout
         self.frames, self.rollouts_per_epoch = frames, rollouts_per_epoch
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
         self.held_out, self.publish = held_out, tuple(publish or ())
+        self.eval_sampled = eval_actions == "sampled"
         self.options = options = self._options(env_options or {}, episodes_per_task)
         episodes = episodes_per_task if eval_episodes_per_task is None else eval_episodes_per_task
         self.eval_options = self._options(env_options or {}, episodes)
@@ -211,7 +216,8 @@ class MetaDataModule(LightningDataModule):
         seed = derive_seed(run_seed(), f"{stage} latents", self.trainer.global_rank, self._learner.frames)
         generator = torch.Generator(env.device).manual_seed(seed)
         with self._acting_precision():
-            return evaluate(env, self._learner.actor(generator), None if settings is None else settings["extra"])
+            extra = None if settings is None else settings["extra"]
+            return evaluate(env, self._learner.actor(generator), extra, self.eval_sampled)
 
     # Checkpoints
 

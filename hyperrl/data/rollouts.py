@@ -132,14 +132,18 @@ class RolloutStream:
 
 @torch.no_grad()
 def evaluate(
-    env: MetaEnv, actor: Callable[[TensorDictBase], TensorDictBase], extra: Sequence[str] | None = None
+    env: MetaEnv,
+    actor: Callable[[TensorDictBase], TensorDictBase],
+    extra: Sequence[str] | None = None,
+    sampled: bool = False,
 ) -> TensorDict:
-    """Plays one task per environment with deterministic actions.
+    """Plays one task per environment.
 
     Args:
         env: environments with fresh tasks ``[N]``.
         actor: the acting policy.
         extra: which published entries whole trajectories are returned with; none for no trajectories.
+        sampled: whether actions are drawn from the policy, in the place of its mode.
 
     Returns:
         ``returns [N, K]``, raw, ``success [N, K]`` (successful steps) where the environment publishes it, and if they
@@ -147,7 +151,7 @@ def evaluate(
     """
     steps: list[TensorDictBase] = []
     wanted = _EVALUATION_KEYS if extra is None else (*_EVALUATION_KEYS, *TRANSITION, *extra)
-    with set_exploration_type(ExplorationType.DETERMINISTIC):
+    with set_exploration_type(ExplorationType.RANDOM if sampled else ExplorationType.DETERMINISTIC):
         td = env.reset()
         ended = td[keys.DONE]
         while not ended.all():  # episodes may be shorter than the horizon

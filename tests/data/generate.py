@@ -152,10 +152,11 @@ def ppo_update() -> Vectors:
     learner.rollout = play(act)
     actor.attach_memory(learner.rollout, None)
     Trainer(accelerator="cpu", devices=1, max_epochs=1, barebones=True).fit(learner, range(1))
+    policy = learner.agent.policy
     found = {
         **learner.found,
         "parameters": nn.utils.parameters_to_vector(learner.agent.parameters()),
-        "statistics": torch.cat([buffer.double().flatten() for buffer in learner.agent.policy.buffers()]),
+        "statistics": torch.cat([x.double().flatten() for name, x in policy.named_buffers() if "norm" in name]),
         "reward_statistics": torch.stack(list(learner.reward_normalizer.buffers())),
     }
     return {name: value.detach().numpy() for name, value in found.items()}

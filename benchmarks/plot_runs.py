@@ -67,15 +67,19 @@ def draw_adaptation(axes: Axes, runs: dict[str, list[Row]]) -> None:
 
 
 def draw(runs: dict[str, list[Row]], known: dict[str, float], title: str) -> plt.Figure:
-    """Learning curves at the left, adaptation at the right."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.6), width_ratios=(2, 1), layout="constrained")
-    draw_learning(left, runs)
-    draw_landmarks(left, known)
-    draw_adaptation(right, runs)
-    left.set_title(title)
+    """Learning curves at the left, adaptation at the right if there are several episodes."""
+    adapts = any("val/return_episode_2" in row for rows in runs.values() for row in rows)
+    ratios = (2, 1) if adapts else (1,)
+    figure = plt.figure(figsize=(12 if adapts else 8, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+    draw_learning(panels[0], runs)
+    draw_landmarks(panels[0], known)
+    if adapts:
+        draw_adaptation(panels[1], runs)
+    panels[0].set_title(title)
     if len(runs) > 1:
         figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    for axes in (left, right):
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 

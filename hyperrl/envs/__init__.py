@@ -8,6 +8,7 @@ from __future__ import annotations
 from hyperrl.envs import gridworld, hall, mine_maze, planning_game, point_robot, t_maze
 from hyperrl.envs.base import MetaEnv
 from hyperrl.envs.gymnasium import GymnasiumMetaEnv
+from hyperrl.envs.mujoco import half_cheetah
 from hyperrl.envs.registration import EnvEntry, description, env_ids, landmarks, make_env, register_family
 
 __all__ = [
@@ -21,5 +22,5 @@ __all__ = [
     "register_family",
 ]
 
-for _family in (gridworld, hall, t_maze, mine_maze, planning_game, point_robot):
+for _family in (gridworld, hall, t_maze, mine_maze, planning_game, point_robot, half_cheetah):
     register_family(_family.ENVS)

@@ -26,13 +26,13 @@ COPY hyperrl ./hyperrl
 COPY configs ./configs
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/hyperrl/bin/pip wheel --no-deps --wheel-dir /dist . && \
-    /opt/hyperrl/bin/pip install -c constraints.txt /dist/*.whl && \
+    /opt/hyperrl/bin/pip install -c constraints.txt "$(echo /dist/*.whl)[metaworld,video]" && \
     /opt/hyperrl/bin/pip check
 
 FROM python:${PYTHON_VERSION}-slim-bookworm
 ARG UID=1000
-# The C kernels need an OpenMP library where torch does not bring its own under that name.
-RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 && rm -rf /var/lib/apt/lists/*
+# The C kernels need an OpenMP library where torch does not bring its own under that name; pictures of robots need EGL.
+RUN apt-get update && apt-get install -y --no-install-recommends libgomp1 libegl1 && rm -rf /var/lib/apt/lists/*
 RUN useradd --create-home --uid "$UID" hyperrl && install -d -o hyperrl -g hyperrl /home/hyperrl/runs
 COPY --from=builder /opt/hyperrl /opt/hyperrl
 # The image holds no git; without this MLflow complains about it.

@@ -1,9 +1,11 @@
 """Environment steps per second through the public `env.step` and `env.step_and_maybe_reset`.
 
     python benchmarks/envs.py --ids GridNavi-v0 --num_envs 16 1024 --json envs.json
+    python benchmarks/envs.py --ids HalfCheetahDir-v0 AntDir-v0 --num_envs 64 --threads 1
 
-Actions are drawn before the clock starts; a number is the median over repeats and counts single environments. One JSON
-line is printed, and written to a file if asked for.
+Actions are drawn before the clock starts; a number is the median over repeats and counts single environments. For
+robots of MuJoCo, `bare` is the same for the engine alone (`mujoco.batch` under the same controls), and `ratio` the
+median of `step` over `bare`, taken in turn. One JSON line is printed, and written to a file if asked for.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mujoco.batch import Batch
 from tensordict import TensorDictBase
 
 from hyperrl import keys
 from hyperrl.envs import MetaEnv, env_ids, make_env
+from hyperrl.envs.mujoco.base import MujocoMetaEnv
+from hyperrl.envs.mujoco.models import ROBOTS, load_model
 
 # One of each family, two where options make a difference.
 IDS = (
@@ -33,6 +38,9 @@ IDS = (
     "PointEnv-v0",
     "SparsePointEnv-v0",
     "Semicircle-v0",
+    "HalfCheetahDir-v0",
+    "AntDir-v0",
+    "Walker2DRandParams-v0",
 )
 
 
@@ -58,19 +66,37 @@ def play_step_and_maybe_reset(env: MetaEnv, actions: tuple[torch.Tensor, ...], s
         _, td = env.step_and_maybe_reset(td)
 
 
-def measure(env: MetaEnv, play: Callable[..., None], steps: int, repeats: int) -> float:
-    """Median of steps per second, over all environments."""
+def play_bare(env: MujocoMetaEnv, actions: tuple[torch.Tensor, ...], steps: int) -> None:
+    """The engine alone: no observations, rewards and resets."""
+    batch = Batch(load_model(env.robot), env.num_envs, torch.get_num_threads())
+    batch.reset()
+    control, controls = batch.bind("ctrl"), [action.numpy() for action in actions]
+    for t in range(steps):
+        control[:] = controls[t % len(controls)]
+        batch.step(nstep=ROBOTS[env.robot].substeps)
+
+
+def measure(env: MetaEnv, steps: int, repeats: int) -> dict[str, float]:
+    """Medians of steps per second, over all environments, of each way to play, in turn."""
+    plays: list[Callable[..., None]] = [play_step, play_step_and_maybe_reset]
+    if isinstance(env, MujocoMetaEnv):
+        plays.append(play_bare)
     actions = draw_actions(env)
-    play(env, actions, min(steps, 50))
     synchronize = torch.cuda.synchronize if env.device.type == "cuda" else lambda: None
-    seconds = []
-    for _ in range(repeats):
-        synchronize()
-        start = time.perf_counter()
-        play(env, actions, steps)
-        synchronize()
-        seconds.append(time.perf_counter() - start)
-    return env.num_envs * steps / statistics.median(seconds)
+    speeds: dict[str, list[float]] = {play.__name__.removeprefix("play_"): [] for play in plays}
+    for repeat in range(repeats + 1):
+        for play, speed in zip(plays, speeds.values(), strict=True):
+            synchronize()
+            start = time.perf_counter()
+            play(env, actions, steps)
+            synchronize()
+            if repeat:  # the first one warms up
+                speed.append(env.num_envs * steps / (time.perf_counter() - start))
+    medians = {name: float(round(statistics.median(speed))) for name, speed in speeds.items()}
+    if "bare" in speeds:
+        ratios = [own / bare for own, bare in zip(speeds["step"], speeds["bare"], strict=True)]
+        medians["ratio"] = round(statistics.median(ratios), 3)
+    return medians
 
 
 def main() -> None:
@@ -81,17 +107,17 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--publish", nargs="*", default=[], help="optional entries to publish, e.g. belief")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of MuJoCo")
     parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
 
     results = []
     for env_id in env_ids() if args.ids == ["all"] else args.ids:
         for num_envs in args.num_envs:
             env = make_env(env_id, num_envs, device=args.device, publish=args.publish)
-            row: dict[str, object] = {"id": env_id, "num_envs": num_envs}
-            for play in (play_step, play_step_and_maybe_reset):
-                row[play.__name__.removeprefix("play_")] = round(measure(env, play, args.steps, args.repeats))
-            results.append(row)
+            results.append({"id": env_id, "num_envs": num_envs, **measure(env, args.steps, args.repeats)})
+            env.close()
     settings = {"steps": args.steps, "repeats": args.repeats, "publish": args.publish, "device": args.device}
     line = json.dumps(
         {

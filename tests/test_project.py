@@ -24,7 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FOUNDATION = {"distributed", "env_info", "errors", "keys", "metrics", "seeding"}
 ALLOWED = {
     **dict.fromkeys(sorted(FOUNDATION), FOUNDATION),
-    "envs": FOUNDATION | {"envs"},
+    "workers": {"workers"},
+    "envs": FOUNDATION | {"workers", "envs"},
     "data": FOUNDATION | {"envs", "data"},
     "modules": FOUNDATION | {"modules"},
 }

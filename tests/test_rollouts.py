@@ -286,6 +286,40 @@ class TestDataModule:
         assert not drawn["train"] & drawn["test"]
         assert source.options["task_split"] == "train"
 
+    def test_test_sees_the_test_tasks_of_a_benchmark(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        seen: list[str] = []
+
+        def note(env: MetaEnv, actor: Any, *_: Any) -> TensorDict:
+            seen.append(env.task_split)
+            return evaluate(env, actor)
+
+        monkeypatch.setattr(datamodule, "evaluate", note)
+        monkeypatch.setattr(tiny.Toy, "benchmark_split", True)
+        for options in ({}, {"task_split": "all"}):
+            source = tiny.data(env=tiny.TOY, env_options=options)
+            seen.append(source.options["task_split"])
+            for stage in ("validate", "test"):
+                validation(source, stage=stage)
+        assert seen == ["train", "train", "test", "all", "all", "all"]
+        with pytest.raises(ConfigError, match="^data.held_out is 0.5; expected 0, as tiny:Toy-v0 has its own"):
+            tiny.data(env=tiny.TOY, held_out=0.5)
+
+    def test_environments_are_closed_after_their_use(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        closed: list[bool] = []
+        monkeypatch.setattr(tiny.Toy, "close", lambda env, **_: closed.append(True))
+        source = tiny.data(env=tiny.TOY)
+        validation(source)
+        assert closed == [True]
+        monkeypatch.setattr(datamodule, "evaluate", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            validation(source)
+        assert closed == [True] * 2
+        monkeypatch.setattr(datamodule, "evaluate", evaluate)
+        source = tiny.data(env=tiny.TOY, frames=80, rollouts_per_epoch=1)
+        tiny.trainer().fit(tiny.learner(source), source)
+        assert closed == [True] * 4  # of the only validation, and of the training
+        assert source.stream is None
+
     def test_loader_has_the_length_of_an_epoch(self) -> None:
         loader = datamodule.RolloutLoader(tiny.data(rollouts_per_epoch=7))
         assert len(loader) == 7

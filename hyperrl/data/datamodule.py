@@ -37,7 +37,8 @@ class MetaDataModule(LightningDataModule):
         test_tasks: fresh tasks of a test, per process.
         eval_episodes_per_task: episodes per task in validation and test; null takes those of training.
         eval_actions: deterministic (the policy's mode) or sampled actions in validation and test.
-        held_out: fraction of the tasks that only the test sees; 0 tests on fresh draws of all tasks.
+        held_out: fraction of the tasks that only the test sees; 0 tests on fresh draws of all tasks. A benchmark that
+            has test tasks of its own (Meta-World) uses these, unless env_options.task_split says otherwise.
         publish: what environments publish besides the observation; what the model needs is added.
     """
 
@@ -78,6 +79,7 @@ class MetaDataModule(LightningDataModule):
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
         self.held_out, self.publish = held_out, tuple(publish or ())
         self.eval_sampled = eval_actions == "sampled"
+        self.splits = self._splits(env_options or {})
         self.options = options = self._options(env_options or {}, episodes_per_task)
         episodes = episodes_per_task if eval_episodes_per_task is None else eval_episodes_per_task
         self.eval_options = self._options(env_options or {}, episodes)
@@ -103,12 +105,21 @@ class MetaDataModule(LightningDataModule):
         except ValueError as error:
             raise ConfigError(f"data.env: {error}") from error
 
+    def _splits(self, options: dict[str, Any]) -> bool:
+        """Whether training and test have tasks of their own: so many are held out, or a benchmark says which."""
+        benchmark = self._example(options).benchmark_split
+        if benchmark and self.held_out:
+            raise ConfigError(f"data.held_out is {self.held_out}; expected 0, as {self.env_id} has its own test tasks")
+        return self.held_out > 0 or (benchmark and "task_split" not in options)
+
     def _options(self, options: dict[str, Any], episodes_per_task: int | None) -> dict[str, Any]:
         """Options of the environment's constructor, as far as they differ from the id's."""
         for name in ("seed", "device", "publish"):
             if name in options:
                 raise ConfigError(f"data.env_options.{name} is {options[name]}; expected to be left to the run")
-        split = {"task_split": "train", "test_fraction": self.held_out} if self.held_out else {}
+        split: dict[str, Any] = {"test_fraction": self.held_out} if self.held_out else {}
+        if self.splits:
+            split["task_split"] = "train"
         episodes = {} if episodes_per_task is None else {"episodes_per_task": episodes_per_task}
         return {**options, **split, **episodes, **({"publish": self.publish} if self.publish else {})}
 
@@ -185,6 +196,8 @@ class MetaDataModule(LightningDataModule):
     def teardown(self, stage: str) -> None:
         """Ends the stream with its training: another run on the same data has another policy."""
         if stage == "fit":
+            if self.stream is not None:
+                self.stream.env.close(raise_if_closed=False)
             self.stream = self.trajectories = None
 
     def collect(self) -> TensorDictBase:
@@ -210,14 +223,17 @@ class MetaDataModule(LightningDataModule):
     def evaluate(self, stage: str) -> TensorDict:
         """Plays fresh tasks with the current parameters, seeded by the stage and the frames trained so far."""
         assert self.trainer is not None
-        options = {**self.eval_options, **({"task_split": "test"} if stage == "test" and self.held_out else {})}
+        options = {**self.eval_options, **({"task_split": "test"} if stage == "test" and self.splits else {})}
         env = self._make_env(stage, self.num_tasks[stage], options, self._learner.frames)
         settings = self._learner.trajectory_settings if stage == "val" else None
         seed = derive_seed(run_seed(), f"{stage} latents", self.trainer.global_rank, self._learner.frames)
         generator = torch.Generator(env.device).manual_seed(seed)
         with self._acting_precision():
             extra = None if settings is None else settings["extra"]
-            return evaluate(env, self._learner.actor(generator), extra, self.eval_sampled)
+            try:
+                return evaluate(env, self._learner.actor(generator), extra, self.eval_sampled)
+            finally:
+                env.close(raise_if_closed=False)
 
     # Checkpoints
 

@@ -5,10 +5,10 @@ A new family is one file with a `MetaEnv` subclass and a table `ENVS`, and its n
 
 from __future__ import annotations
 
-from hyperrl.envs import gridworld, hall, mine_maze, planning_game, point_robot, t_maze
+from hyperrl.envs import gridworld, hall, metaworld, mine_maze, planning_game, point_robot, t_maze
 from hyperrl.envs.base import MetaEnv
 from hyperrl.envs.gymnasium import GymnasiumMetaEnv
-from hyperrl.envs.mujoco import half_cheetah
+from hyperrl.envs.mujoco import ant, half_cheetah, random_physics
 from hyperrl.envs.registration import EnvEntry, description, env_ids, landmarks, make_env, register_family
 
 __all__ = [
@@ -22,5 +22,16 @@ __all__ = [
     "register_family",
 ]
 
-for _family in (gridworld, hall, t_maze, mine_maze, planning_game, point_robot, half_cheetah):
+for _family in (
+    gridworld,
+    hall,
+    t_maze,
+    mine_maze,
+    planning_game,
+    point_robot,
+    half_cheetah,
+    ant,
+    random_physics,
+    metaworld,
+):
     register_family(_family.ENVS)

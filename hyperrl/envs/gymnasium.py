@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Unpack
 
 import gymnasium
-import numpy as np
 import torch
 from gymnasium import spaces
 from torch import Tensor
 
 from hyperrl import keys
-from hyperrl.envs.base import MetaEnv, Transition
+from hyperrl.envs.host import HostMetaEnv
 from hyperrl.envs.layout import Layout, MetaEnvOptions, check_positive
+from hyperrl.workers.batch import OPTIONS, GymnasiumBatch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _NUM_SEEDS = 2**31
 _RGB = "rgb_array"
-_OPTIONS = "options"
 
 
-class GymnasiumMetaEnv(MetaEnv):
+class GymnasiumMetaEnv(HostMetaEnv):
     """K episodes of a Gymnasium environment per task; the task is set before every episode.
 
     Observations are flattened as by `gymnasium.spaces.flatten`, actions are Discrete or Box (clipped to the bounds).
@@ -45,6 +45,8 @@ class GymnasiumMetaEnv(MetaEnv):
         tasks: all tasks, instead of bounds; then tasks have numbers, and `task_split` works.
         episode_length: H, the time limit of an episode; None takes the id's `max_episode_steps`.
         env_kwargs: further arguments of `gymnasium.make`.
+        num_workers: number of processes besides this one among which the environments are divided: worth it for
+            environments that take a tenth of a millisecond or more per step.
         **options: what all environments take, see `MetaEnvOptions`.
 
     Raises:
@@ -59,6 +61,7 @@ class GymnasiumMetaEnv(MetaEnv):
     """
 
     shows_next_episode = True  # the start of an episode may be random: an action needs to see it
+    starts_with = (keys.TASK, "seed")
 
     def __init__(
         self,
@@ -72,6 +75,7 @@ class GymnasiumMetaEnv(MetaEnv):
         tasks: Sequence[Sequence[float]] | None = None,
         episode_length: int | None = None,
         env_kwargs: dict[str, Any] | None = None,
+        num_workers: int = 0,
         **options: Unpack[MetaEnvOptions],
     ) -> None:
         if not isinstance(env_id, str):
@@ -81,27 +85,20 @@ class GymnasiumMetaEnv(MetaEnv):
             check_positive("episode_length", episode_length)
         known = None if tasks is None else _parse_tasks(tasks)
         bounds = _parse_bounds(task_low, task_high, known)
-        envs = _make_envs(num_envs, env_id, episode_length, env_kwargs or {})
-        _check_set_task(set_task, envs[0])
-        layout = _layout(envs[0], env_id, bounds.shape[1], None if known is None else len(known))
-        super().__init__(num_envs, episodes_per_task, layout, **options)
+        example = _make_example(env_id, episode_length, env_kwargs or {})
+        _check_set_task(set_task, example)
+        layout = _layout(example, env_id, bounds.shape[1], None if known is None else len(known))
+        example.close()
+        assert example.spec is not None
+        build = partial(GymnasiumBatch, spec=example.spec, set_task=set_task)
+        super().__init__(num_envs, episodes_per_task, layout, build, num_workers, **options)
         self.env_id = env_id
-        self.set_task = set_task
         self.injectable = (keys.TASK, "seed")
-        self._envs = envs
+        self._has_pictures = example.render_mode == _RGB
         self._low, self._high = bounds.to(self.device).unbind()
         # No rows, if there are only bounds.
         self._known = (bounds[:0] if known is None else known).to(self.device)
         self._drawn = self._known if known is None else self.split_tasks(self._known)
-        self._shown = np.zeros((num_envs, len(layout.observation_low)), dtype=np.float32)
-        shape = (1, self.episode_length, *self.action_spec.shape[1:])
-        self._no_actions = torch.zeros(shape, dtype=self.action_spec.dtype, device=self.device)
-
-    def close(self, *, raise_if_closed: bool = True) -> None:
-        """Close the Gymnasium environments, too."""
-        super().close(raise_if_closed=raise_if_closed)
-        for env in self._envs:
-            env.close()
 
     # The inner episode -------------------------------------------------------------------------------------------
 
@@ -113,92 +110,21 @@ class GymnasiumMetaEnv(MetaEnv):
         unit = torch.rand(n, self.task_dim, generator=self._generator, device=self.device)
         return torch.lerp(self._low, self._high, unit)
 
-    def reset_task(self, mask: Tensor) -> None:
-        """Forget the success of the last step, which is published after the end of an inner episode."""
-        self.write(keys.SUCCESS, mask, torch.zeros_like(mask))
-
     def reset_state(self, mask: Tensor) -> None:
-        """Set the task and reset the Gymnasium environments with new seeds."""
+        """Begin episodes with their tasks and new seeds."""
         self.write("seed", mask, self.draw("seed", self._random_seeds))
-        self.write("step", mask, self._zero)
-        self.write("actions", mask, self._no_actions)
-        for name in ("over", keys.TERMINATED):
-            self.write(name, mask, torch.zeros_like(mask))
-        self._restart(mask.nonzero().squeeze(-1).tolist())
+        super().reset_state(mask)
 
-    def observe(self) -> Tensor:
-        """First observations of episodes `[B, O]`."""
-        return torch.tensor(self._shown, device=self.device)
-
-    def transition(self, action: Tensor) -> Transition:
-        """Step all Gymnasium environments but those that wait for a reset because their last episode is over."""
-        state = self.state
-        running = ~state["over"]
-        rows = running.nonzero().squeeze(-1)
-        state["actions"][rows, state["step"][rows]] = action[rows]
-        state["step"] = state["step"] + running
-        reward = np.zeros(self.num_envs, dtype=np.float32)
-        ends = torch.stack((state["over"], state[keys.TERMINATED], state[keys.SUCCESS]), -1).cpu().numpy()
-        actions = action.numpy(force=True)
-        for index in rows.tolist():
-            self._shown[index], reward[index], ends[index] = self._step_one(index, actions[index])
-        over, terminated, success = torch.tensor(ends, device=self.device).unbind(-1)
-        state["over"], state[keys.TERMINATED], state[keys.SUCCESS] = over, terminated, success
-        return Transition(self.observe(), torch.tensor(reward, device=self.device), over.clone(), terminated)
+    def draw_frame(self, axes: Axes, index: int) -> None:
+        """Show the picture that the Gymnasium environment draws."""
+        if not self._has_pictures:
+            raise NotImplementedError(f"{self.env_id} has no picture: expected the render mode {_RGB!r}")
+        super().draw_frame(axes, index)
 
     def _random_seeds(self) -> Tensor:
         return torch.randint(_NUM_SEEDS, (self.num_envs,), generator=self._generator, device=self.device)
 
-    def _restart(self, rows: Iterable[int]) -> None:
-        """Begin the current episodes of some environments."""
-        tasks, seeds = self.state[keys.TASK].cpu().numpy(), self.state["seed"].tolist()
-        for index in rows:
-            env, task = self._envs[index], tasks[index].copy()
-            if self.set_task != _OPTIONS:
-                getattr(env.unwrapped, self.set_task)(task)
-            observation, _ = env.reset(seed=seeds[index], options={"task": task} if self.set_task == _OPTIONS else None)
-            self._shown[index] = _flatten(env, observation)
-
-    def _step_one(self, index: int, action: np.ndarray) -> tuple[np.ndarray, float, tuple[bool, bool, bool]]:
-        """Step one environment; return observation `[O]`, reward, and whether it is over, terminated, a success."""
-        env = self._envs[index]
-        space = env.action_space
-        if isinstance(space, spaces.Discrete):
-            chosen = space.start + action
-        else:
-            chosen = action.clip(*self._action_bounds).reshape(space.shape).astype(space.dtype)
-        observation, reward, terminated, truncated, info = env.step(chosen)
-        end = bool(terminated or truncated), bool(terminated), bool(info.get("success", False))
-        return _flatten(env, observation), float(reward), end
-
-    # State and pictures ------------------------------------------------------------------------------------------
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Continue exactly where the state was taken: the current episodes are played again."""
-        super().set_extra_state(state)
-        if not self.state:  # taken before the first reset
-            return
-        self._restart(range(self.num_envs))
-        steps, actions = self.state["step"].tolist(), self.state["actions"].cpu().numpy()
-        for index in range(self.num_envs):
-            for step in range(steps[index]):
-                self._shown[index], *_ = self._step_one(index, actions[index, step])
-
-    def draw_frame(self, axes: Axes, index: int) -> None:
-        """Show the picture that the Gymnasium environment draws."""
-        env = self._envs[index]
-        if env.render_mode != _RGB:
-            raise NotImplementedError(f"{self.env_id} has no picture: expected the render mode {_RGB!r}")
-        axes.imshow(np.asarray(env.render()))
-        axes.set_axis_off()
-        task = ", ".join(f"{value:.4g}" for value in self.state[keys.TASK][index].tolist())
-        axes.set_title(f"task {task}, episode {int(self.state['episode'][index]) + 1}")
-
     # What can be published and injected --------------------------------------------------------------------------
-
-    def publish_task(self) -> Tensor:
-        """Task `[B, task_dim]`."""
-        return self.state[keys.TASK].clone()
 
     @property
     def publish_task_id(self) -> Callable[[], Tensor]:
@@ -206,10 +132,6 @@ class GymnasiumMetaEnv(MetaEnv):
         if self.num_tasks is None:
             raise AttributeError("tasks within bounds have no numbers")
         return self._task_id
-
-    def publish_success(self) -> Tensor:
-        """Whether `info["success"]` was set in the last step `[B, 1]`; False if there is no such entry."""
-        return self.state[keys.SUCCESS].unsqueeze(-1).clone()
 
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         """Check tasks `[task_dim]` or `[B, task_dim]`, and seeds `[]` or `[B]`."""
@@ -232,15 +154,14 @@ class GymnasiumMetaEnv(MetaEnv):
         return (task.unsqueeze(1) == self._known).all(-1)
 
 
-def _make_envs(
-    num_envs: int, env_id: str, episode_length: int | None, kwargs: dict[str, Any]
-) -> list[gymnasium.Env[Any, Any]]:
+def _make_example(env_id: str, episode_length: int | None, kwargs: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """One environment, which draws where it can."""
     try:
         example = gymnasium.make(env_id, max_episode_steps=episode_length, **kwargs)
-        modes = example.metadata.get("render_modes") or ()
+        if _RGB not in (example.metadata.get("render_modes") or ()) or "render_mode" in kwargs:
+            return example
         example.close()
-        kwargs = {"render_mode": _RGB, **kwargs} if _RGB in modes else kwargs
-        return [gymnasium.make(env_id, max_episode_steps=episode_length, **kwargs) for _ in range(num_envs)]
+        return gymnasium.make(env_id, max_episode_steps=episode_length, render_mode=_RGB, **kwargs)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         raise ValueError(f"`env_id` is {env_id!r}: {error}") from error
     except TypeError as error:
@@ -249,9 +170,9 @@ def _make_envs(
 
 
 def _check_set_task(set_task: str, env: gymnasium.Env[Any, Any]) -> None:
-    if set_task != _OPTIONS and not callable(getattr(env.unwrapped, set_task, None)):
+    if set_task != OPTIONS and not callable(getattr(env.unwrapped, set_task, None)):
         name = type(env.unwrapped).__name__
-        raise ValueError(f"`set_task` is {set_task!r}: expected {_OPTIONS!r}, or the name of a method of {name}")
+        raise ValueError(f"`set_task` is {set_task!r}: expected {OPTIONS!r}, or the name of a method of {name}")
 
 
 def _layout(env: gymnasium.Env[Any, Any], env_id: str, task_dim: int, num_tasks: int | None) -> Layout:
@@ -269,11 +190,6 @@ def _layout(env: gymnasium.Env[Any, Any], env_id: str, task_dim: int, num_tasks:
     else:
         raise ValueError(f"`env_id` is {env_id!r}: expected Discrete or bounded Box actions, not {action}")
     return Layout(limit, observation.low.tolist(), observation.high.tolist(), **sizes)
-
-
-def _flatten(env: gymnasium.Env[Any, Any], observation: Any) -> np.ndarray:
-    """An observation as an array `[O]`."""
-    return np.asarray(spaces.flatten(env.observation_space, observation))
 
 
 def _flat(space: spaces.Space[Any]) -> spaces.Box | None:

@@ -22,12 +22,13 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers import vector as vector_wrappers
+from gymnasium_cases import Button, Walk
 from matplotlib.axes import Axes
 from sampling import assert_share, assert_uniform
 from test_meta_env import assert_equal, play
 
 from hyperrl import cli, keys
-from hyperrl.envs import MetaEnv, env_ids, landmarks, make_env, register_family
+from hyperrl.envs import MetaEnv, landmarks, make_env, register_family
 from hyperrl.envs.base import Transition
 from hyperrl.envs.gridworld import GridNavi
 from hyperrl.envs.gymnasium import GymnasiumMetaEnv
@@ -52,13 +53,14 @@ def make_vec(env_id: str, num_envs: int, **options: Any) -> gymnasium.vector.Vec
 
 def short(env_id: str) -> dict[str, Any]:
     """As few episodes per task as show what happens between them."""
-    return {"episodes_per_task": 1 if make_env(env_id, 1).single_episode else 2}
+    episodes = 1 if make_env(env_id, 1).single_episode else 2
+    return {"episodes_per_task": episodes, **test_meta_env.SHORT.get(env_id, {})}
 
 
 # Ours for Gymnasium ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("env_id", env_ids())
+@pytest.mark.parametrize("env_id", test_meta_env.TESTED)
 class TestEveryIdForGymnasium:
     """`gymnasium.make` and `gymnasium.make_vec` for all registered ids."""
 
@@ -268,7 +270,8 @@ class TestOneEnvironment:
 
     def test_closing_closes_the_environment(self) -> None:
         for env in (gymnasium.make("test/MetaWalk-v0"), gymnasium.make_vec("test/MetaWalk-v0", 2)):
-            inner = [each.unwrapped for each in env.unwrapped.meta_env._envs]
+            env.reset(seed=1)
+            inner = stepped_by(env.unwrapped.meta_env)
             assert not any(each.closed for each in inner)
             env.close()
             env.close()
@@ -435,62 +438,10 @@ def assert_same_info(one: dict[str, Any], other: dict[str, Any]) -> None:
 # Gymnasium's for us ------------------------------------------------------------------------------------------------
 
 
-class Walk(gymnasium.Env):
-    """A random walk that actions push, with the task as the push: observations in parts, ends and success by chance."""
-
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
-
-    def __init__(self, render_mode: str | None = None, scale: float = 1.0) -> None:
-        self.render_mode, self.scale = render_mode, scale
-        place = gymnasium.spaces.Box(-100, 100, (2, 1))
-        self.observation_space = gymnasium.spaces.Dict(place=place, count=gymnasium.spaces.Discrete(3))
-        self.action_space = gymnasium.spaces.Box(-1, 1, (2, 1))
-        self.closed = False
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.task, self.seed_given, self.steps = options["task"], seed, 0
-        assert self.task.dtype == np.float32
-        self.place = self.np_random.normal(size=(2, 1))
-        return self.show(), {}
-
-    def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert action.shape == (2, 1)
-        assert action.dtype == np.float32
-        self.steps += 1
-        self.place = self.place + self.scale * action * self.task[0] + self.np_random.normal(size=(2, 1))
-        end = self.steps > 4 and self.np_random.random() < 0.2
-        return self.show(), float(self.place.sum()), bool(end), False, {"success": self.place[0, 0] > 0}
-
-    def show(self) -> dict[str, Any]:
-        return {"place": self.place.astype(np.float32), "count": self.steps % 3}
-
-    def render(self) -> np.ndarray:
-        rows = (np.arange(40)[:, None] < 20 + 4 * self.place[:, 0]).astype(np.uint8)
-        return np.stack((rows * 255, rows * 90, 40 * (1 + rows)), -1)
-
-    def close(self) -> None:
-        self.closed = True
-
-
-class Button(gymnasium.Env):
-    """Two buttons, numbered 3 and 4; the task says which one pays."""
-
-    metadata = {"render_modes": []}
-    observation_space = gymnasium.spaces.Box(0, 1, (1,))
-    action_space = gymnasium.spaces.Discrete(2, start=3)
-
-    def press(self, task: np.ndarray) -> None:
-        self.good = int(task[0])
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        assert options is None
-        return np.zeros(1, dtype=np.float32), {}
-
-    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        assert self.action_space.contains(action)
-        return np.ones(1, dtype=np.float32), float(action == self.good), False, False, {}
+def stepped_by(env: MetaEnv) -> list[Any]:
+    """The environments of this process, unwrapped."""
+    assert isinstance(env, GymnasiumMetaEnv)
+    return [each.unwrapped for each in env._pool.here.envs]
 
 
 def walk(num_envs: int = 4, **options: Any) -> GymnasiumMetaEnv:
@@ -503,8 +454,8 @@ def button(num_envs: int = 2, **options: Any) -> GymnasiumMetaEnv:
     return GymnasiumMetaEnv(num_envs, **{**given, **options})
 
 
-gymnasium.register("test/Walk-v0", entry_point=f"{__name__}:Walk", max_episode_steps=10)
-gymnasium.register("test/Button-v0", entry_point=f"{__name__}:Button")
+gymnasium.register("test/Walk-v0", entry_point=Walk, max_episode_steps=10)
+gymnasium.register("test/Button-v0", entry_point=Button)
 _WALK: dict[str, Any] = {"env_id": "test/Walk-v0", "set_task": "options"}
 ENVS = (
     EnvEntry(
@@ -524,10 +475,9 @@ ENVS = (
 register_family(ENVS, namespace="test")
 
 # The same tests as for all registered ids; a subclass would inherit their ids, too. That of `task_split` builds 32,768
-# environments, which takes Gymnasium long; `TestGymnasiumMetaEnv` has its own. Gymnasium needs the actions on the host.
+# environments, which takes Gymnasium long; `TestGymnasiumMetaEnv` has its own.
 _CONTRACT = {name: test for name, test in vars(test_meta_env.TestEveryEnv).items() if name.startswith("test_")}
-for name in ("test_task_split_is_disjoint_and_complete", "test_steps_do_not_wait_for_the_device"):
-    del _CONTRACT[name]
+del _CONTRACT["test_task_split_is_disjoint_and_complete"]
 TestContract = pytest.mark.parametrize("env_id", [f"{__name__}:test/{entry.id}" for entry in ENVS])(
     type("TestContract", (), _CONTRACT)
 )
@@ -602,7 +552,7 @@ class TestGymnasiumMetaEnv:
     def test_the_task_is_set_before_every_episode(self) -> None:
         env = walk(2, publish=["task"])
         td = play(env, 12)
-        assert [inner.unwrapped.task.tolist() for inner in env._envs] == td[keys.NEXT, keys.TASK][:, -1].tolist()
+        assert [inner.task.tolist() for inner in stepped_by(env)] == td[keys.NEXT, keys.TASK][:, -1].tolist()
         pressed = button(2, publish=["task"])
         pressed.inject("task", [[3], [4]])
         td = pressed.reset()
@@ -614,7 +564,7 @@ class TestGymnasiumMetaEnv:
         seeds = set()
         td = env.reset()
         for _ in range(20):
-            seeds |= {inner.unwrapped.seed_given for inner in env._envs}
+            seeds |= {inner.seed_given for inner in stepped_by(env)}
             td = env.step(td.set(keys.ACTION, torch.zeros(64, 2)))[keys.NEXT]
         assert len(seeds) == 128
         env.inject("seed", 7)
@@ -698,14 +648,16 @@ class TestGymnasiumMetaEnv:
 
     def test_closing_closes_all(self) -> None:
         env = walk(2)
-        inner = [each.unwrapped for each in env._envs]
+        env.reset()
+        inner = stepped_by(env)
         assert not any(each.closed for each in inner)
         env.close()
         assert all(each.closed for each in inner)
 
     def test_further_arguments_reach_gymnasium(self) -> None:
         env = walk(2, env_kwargs={"scale": 3.0})
-        assert [inner.unwrapped.scale for inner in env._envs] == [3, 3]
+        env.reset()
+        assert [inner.scale for inner in stepped_by(env)] == [3, 3]
 
     def test_a_subclass_takes_all_options(self) -> None:
         class Presser(GymnasiumMetaEnv):
@@ -823,7 +775,7 @@ class TestThePage:
         env = make_env("my_env:my/CartPole-v0", 2, publish=["task"])
         assert (env.episodes_per_task, env.num_actions, env.obs_dim) == (3, 2, 5)
         td = play(env, 5)
-        assert [inner.unwrapped.force_mag for inner in env._envs] == td[keys.NEXT, keys.TASK][:, -1, 0].tolist()
+        assert [inner.force_mag for inner in stepped_by(env)] == td[keys.NEXT, keys.TASK][:, -1, 0].tolist()
         assert landmarks("my_env:my/CartPole-v0") == {}
 
     @pytest.mark.slow

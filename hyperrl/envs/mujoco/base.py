@@ -19,9 +19,9 @@ from hyperrl import keys
 from hyperrl.envs.base import MetaEnv, Transition
 from hyperrl.envs.layout import Layout, MetaEnvOptions, check_positive
 from hyperrl.envs.mujoco.models import ROBOTS, load_model
+from hyperrl.envs.mujoco.rendering import RobotPictures
 
 _log = logging.getLogger(__name__)
-_PHYSICS, _PLACE = "physics", "place"
 Array = NDArray[np.float64]
 
 
@@ -51,7 +51,7 @@ class Tasks(NamedTuple):
     belief_dim: int | None = None
 
 
-class MujocoMetaEnv(MetaEnv):
+class MujocoMetaEnv(RobotPictures, MetaEnv):
     """A robot of `mujoco.batch`, whose task is what it is paid for or how it is built.
 
     A step is some steps of the engine under constant control, see `ROBOTS`. Actions are not clipped here: the engine
@@ -127,21 +127,22 @@ class MujocoMetaEnv(MetaEnv):
         self._qpos, self._qvel = self._batch.bind("qpos"), self._batch.bind("qvel")
         self._torso = self._batch.bind("xpos")[:, 1]
         self._ctrl, self._warning = self._batch.bind("ctrl"), self._batch.warning
-        self._place = self.place()
+        self._place = self.place().copy()
+        self._step_count = np.zeros(num_envs, dtype=np.int64)
         self._task: Array = np.zeros((num_envs, tasks.dim))
 
     # Written by a subclass ---------------------------------------------------------------------------------------
 
     def place(self) -> Array:
-        """What velocities are measured by, `[B]` or `[B, 2]`, in metres; not a view."""
+        """What velocities are measured by, `[B]` or `[B, 2]`, in metres."""
         raise NotImplementedError
 
     def observation(self) -> NDArray[np.float32]:
         """Observations `[B, O]` of the current state; not a view."""
         raise NotImplementedError
 
-    def reward(self, action: NDArray[np.float32], velocity: Array) -> Array:
-        """Rewards `[B]` of a step, from raw actions `[B, A]` and the velocity of `place` in metres per second."""
+    def reward(self, action: Array, velocity: Array) -> Array:
+        """Rewards `[B]` of a step, no view, from raw actions `[B, A]` and the velocity of `place` in metres per second."""
         raise NotImplementedError
 
     def fallen(self) -> NDArray[np.bool_] | None:
@@ -172,7 +173,7 @@ class MujocoMetaEnv(MetaEnv):
         self._qpos[rows], self._qvel[rows] = qpos[rows], qvel[rows]
         self._batch.forward(rows)
         self._place[rows] = self.place()[rows]
-        self.write("step", mask, self._zero)
+        self._step_count[rows] = 0
 
     def observe(self) -> Tensor:
         """Observations of the current state `[B, O]`."""
@@ -180,23 +181,21 @@ class MujocoMetaEnv(MetaEnv):
 
     def transition(self, action: Tensor) -> Transition:
         """Advance all simulations by one step."""
-        raw = action.numpy(force=True)
-        self._ctrl[:] = raw
+        self._ctrl[:] = action.numpy(force=True)
         self._batch.step(nstep=self._substeps)
-        before, self._place = self._place, self.place()
-        reward = self.reward(raw, (self._place - before) / self.dt)
+        place = self.place()
+        velocity = (place - self._place) / self.dt
+        self._place[:] = place
+        reward = self.reward(self._ctrl, velocity)
         fallen, failed = self.fallen(), self._failed()
         if failed is not None:
             reward[failed] = 0.0
             fallen = failed if fallen is None else fallen | failed
-        over = self._count_step()
-        terminated = torch.zeros_like(over) if fallen is None else self._on_device(fallen) & ~over
-        return Transition(self.observe(), self._on_device(reward.astype(np.float32)), over | terminated, terminated)
-
-    def _count_step(self) -> Tensor:
-        """Count the step; return where the time limit is reached, `[B]`."""
-        self.state["step"] = self.state["step"] + 1
-        return self.state["step"] >= self.episode_length
+        self._step_count += 1
+        late = self._step_count >= self.episode_length
+        over = late if fallen is None else late | fallen
+        ends = (self._on_device(end) for end in (over, over & ~late))
+        return Transition(self.observe(), self._on_device(reward.astype(np.float32)), *ends)
 
     def _failed(self) -> NDArray[np.bool_] | None:
         """Where the engine has warned in this step, `[B]`; None if it has not."""
@@ -229,7 +228,8 @@ class MujocoMetaEnv(MetaEnv):
         self._task = self.state[keys.TASK].numpy(force=True)
 
     def _on_device(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device)
+        tensor = torch.from_numpy(array)
+        return tensor if self.device.type == "cpu" else tensor.to(self.device)
 
     # State, publications and injections --------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class MujocoMetaEnv(MetaEnv):
         """Full simulator and generator state, as nested tensors."""
         state = super().get_extra_state()
         if self.state:
-            state["simulator"] |= {name: torch.tensor(value) for name, value in self._physics().items()}
+            state["simulator"] |= {name: torch.tensor(value) for name, value in self._on_host().items()}
         return state
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -245,7 +245,7 @@ class MujocoMetaEnv(MetaEnv):
         simulator = dict(state["simulator"])
         if not simulator:
             return super().set_extra_state(state)
-        physics = self._physics()
+        physics = self._on_host()
         given = {name: simulator.pop(name) for name in physics if name in simulator}
         for name, own in physics.items():
             if name not in given or given[name].shape != own.shape:
@@ -257,7 +257,7 @@ class MujocoMetaEnv(MetaEnv):
         return self._take_tasks()
 
     def coordinates(self) -> Tensor:
-        """Where the robots are in the plane that they move in `[B, 2]`, in metres: x and height."""
+        """Where the robots' roots are in the plane in which they move `[B, 2]`, in metres, as `qpos` has it."""
         return self._on_device(self._qpos[:, :2].astype(np.float32))
 
     def publish_task(self) -> Tensor:
@@ -276,24 +276,30 @@ class MujocoMetaEnv(MetaEnv):
         size = {keys.TASK: self._task, "qpos": self._qpos, "qvel": self._qvel}[name].shape[1]
         rows = self.rows_of(name, value.to(torch.float64), (size,))
         self.check_rows(name, rows, rows.isfinite().all(-1), "finite numbers")
-        if name == keys.TASK:
-            self.check_rows(name, rows, *self.possible(rows))
-        return rows
+        if name != keys.TASK:
+            return rows
+        self.check_rows(name, rows, *self.possible(rows))
+        # What is published, and lists of numbers, are float32.
+        return rows if self.num_tasks is None else self._known[self._numbers(rows)]
 
     def _task_id(self) -> Tensor:
-        return self._is_known(self.state[keys.TASK]).to(torch.int64).argmax(-1)
+        return self._numbers(self.state[keys.TASK])
+
+    def _numbers(self, task: Tensor) -> Tensor:
+        """Which known tasks `[B, task_dim]` are `[B]`."""
+        return self._is_known(task).to(torch.int64).argmax(-1)
 
     def _is_known(self, task: Tensor) -> Tensor:
-        """Which of the known tasks each of `task` `[B, task_dim]` is, `[B, N]`; what is published is float32."""
+        """Whether each of `task` `[B, task_dim]` is each of the known ones, up to float32 `[B, N]`."""
         return (task.to(torch.float32).unsqueeze(1) == self._known.to(torch.float32)).all(-1)
 
     def _uniform(self, low: float, high: float, *shape: int) -> Tensor:
         unit = torch.rand(shape, generator=self._generator, device=self.device, dtype=torch.float64)
         return low + (high - low) * unit
 
-    def _physics(self) -> dict[str, Array]:
-        """What a simulation is, besides `state`: views."""
-        return {_PHYSICS: self._batch.state, _PLACE: self._place}
+    def _on_host(self) -> dict[str, NDArray[Any]]:
+        """What a simulation is, besides `state`; views."""
+        return {"physics": self._batch.state, "place": self._place, "step": self._step_count}
 
 
 def _keep_messages_out_of_files() -> None:

@@ -13,6 +13,7 @@ from hyperrl import keys
 from hyperrl.envs.base import Transition
 from hyperrl.envs.layout import check_flags, is_number
 from hyperrl.envs.mujoco.base import Array, MujocoMetaEnv, MujocoOptions, Tasks
+from hyperrl.envs.mujoco.rendering import GoalPicture, Landmark
 from hyperrl.envs.registration import EnvEntry
 
 _CONTROL_COST = 0.05
@@ -36,19 +37,33 @@ class _HalfCheetah(MujocoMetaEnv):
 
     def place(self) -> Array:
         """The root's x `[B]`."""
-        return self._qpos[:, 0].copy()
+        return self._qpos[:, 0]
 
     def observation(self) -> NDArray[np.float32]:
         """Joints, velocities and place of the torso `[B, 20]`."""
-        return np.concatenate((self._qpos[:, 1:], self._qvel, self._torso), 1, dtype=np.float32)
+        seen = np.empty((self.num_envs, self.observation_size), dtype=np.float32)
+        seen[:, :8], seen[:, 8:17], seen[:, 17:] = self._qpos[:, 1:], self._qvel, self._torso
+        return seen
 
-    def _cost(self, action: NDArray[np.float32]) -> Array:
+    def _cost(self, action: Array) -> Array:
         """Cost of raw actions `[B]`."""
-        return _CONTROL_COST * np.square(action, dtype=np.float64).sum(1)
+        return _CONTROL_COST * np.einsum("ij,ij->i", action, action)
 
-    def _hop_reward(self, height: Array, action: NDArray[np.float32]) -> Array:
+    def _hop_reward(self, height: Array, action: Array) -> Array:
         """Reward of a torso near a target height `[B]`."""
         return _HOP_SCALE * (-np.abs(self._torso[:, 2] - height) - self._cost(action))
+
+    def _picture_of_run(self, index: int, direction: float) -> GoalPicture:
+        """The goal of running, with an arrow above the robot."""
+        x = self._qpos[index, 0]
+        arrow = Landmark("arrow", (x - 0.5 * direction, 0.0, 1.4), (x + 0.5 * direction, 0.0, 1.4), radius=0.05)
+        return GoalPicture("run forward" if direction > 0 else "run backward", [arrow])
+
+    def _picture_of_hop(self, index: int, height: float) -> GoalPicture:
+        """The goal of hopping, with a line at the height."""
+        x = self._qpos[index, 0]
+        line = Landmark("line", (x - 2.0, 0.3, height), (x + 2.0, 0.3, height), radius=0.02)
+        return GoalPicture(f"hold the torso at {height:.2f} m", [line])
 
 
 class HalfCheetahDir(_HalfCheetah):
@@ -73,9 +88,13 @@ class HalfCheetahDir(_HalfCheetah):
     def __init__(self, num_envs: int, episodes_per_task: int = 1, **options: Unpack[MujocoOptions]) -> None:
         super().__init__(num_envs, episodes_per_task, Tasks(1, _LEFT_RIGHT), **options)
 
-    def reward(self, action: NDArray[np.float32], velocity: Array) -> Array:
+    def reward(self, action: Array, velocity: Array) -> Array:
         """Speed in the direction of the task, less the cost `[B]`."""
         return self._task[:, 0] * velocity - self._cost(action)
+
+    def goal_in_picture(self, index: int) -> GoalPicture:
+        """The direction."""
+        return self._picture_of_run(index, self._task[index, 0])
 
 
 class HalfCheetahDirSparse(_HalfCheetah):
@@ -114,7 +133,7 @@ class HalfCheetahDirSparse(_HalfCheetah):
         super().reset_task(mask)
         self.write("found", mask, torch.zeros_like(mask))
 
-    def reward(self, action: NDArray[np.float32], velocity: Array) -> Array:
+    def reward(self, action: Array, velocity: Array) -> Array:
         """Speed in the direction of the task where it is paid, less the cost `[B]`."""
         return np.where(self._is_far(), self._task[:, 0] * velocity, 0.0) - self._cost(action)
 
@@ -129,6 +148,14 @@ class HalfCheetahDirSparse(_HalfCheetah):
         right = self.state[keys.TASK] > 0
         known = torch.cat((~right, right), -1).to(torch.float32)
         return torch.where(self.state["found"].unsqueeze(-1), known, 0.5)
+
+    def goal_in_picture(self, index: int) -> GoalPicture:
+        """The direction, and a post where it begins to pay."""
+        direction = self._task[index, 0]
+        words, arrow = self._picture_of_run(index, direction)
+        x = direction * self.sparse_dist
+        post = Landmark("line", (x, 0.5, 0.0), (x, 0.5, 1.0))
+        return GoalPicture(f"{words}, paid from {self.sparse_dist:g} m on", [*arrow, post])
 
     def _is_far(self) -> NDArray[np.bool_]:
         return np.abs(self._torso[:, 0]) >= self.sparse_dist
@@ -159,9 +186,13 @@ class HalfCheetahVel(_HalfCheetah):
         """Whether forced speeds are in the range of the drawn ones `[B]`."""
         return _is_within(task[:, 0], _SPEEDS), f"a speed in {list(_SPEEDS)}"
 
-    def reward(self, action: NDArray[np.float32], velocity: Array) -> Array:
+    def reward(self, action: Array, velocity: Array) -> Array:
         """Minus the error of the speed, less the cost `[B]`."""
         return -np.abs(velocity - self._task[:, 0]) - self._cost(action)
+
+    def goal_in_picture(self, index: int) -> GoalPicture:
+        """The speed."""
+        return GoalPicture(f"run at {self._task[index, 0]:.2f} m/s")
 
 
 class Hop(_HalfCheetah):
@@ -189,9 +220,13 @@ class Hop(_HalfCheetah):
         """Whether forced heights are in the range of the drawn ones `[B]`."""
         return _is_within(task[:, 0], _HEIGHTS), f"a height in {list(_HEIGHTS)}"
 
-    def reward(self, action: NDArray[np.float32], velocity: Array) -> Array:
+    def reward(self, action: Array, velocity: Array) -> Array:
         """Reward of the torso's height `[B]`."""
         return self._hop_reward(self._task[:, 0], action)
+
+    def goal_in_picture(self, index: int) -> GoalPicture:
+        """The height."""
+        return self._picture_of_hop(index, self._task[index, 0])
 
 
 class HopWalk(_HalfCheetah):
@@ -241,10 +276,15 @@ class HopWalk(_HalfCheetah):
         possible = (mode == _WALK) & (goal.abs() == 1) | (mode == _HOP) & _is_within(goal, _HEIGHTS)
         return possible, f"(0, direction -1 or 1) or (1, height in {list(_HEIGHTS)})"
 
-    def reward(self, action: NDArray[np.float32], velocity: Array) -> Array:
+    def reward(self, action: Array, velocity: Array) -> Array:
         """Reward of the task's mode `[B]`."""
         mode, goal = self._task.T
         return np.where(mode == _HOP, self._hop_reward(goal, action), goal * velocity - self._cost(action))
+
+    def goal_in_picture(self, index: int) -> GoalPicture:
+        """Direction or height."""
+        mode, goal = self._task[index]
+        return self._picture_of_hop(index, goal) if mode == _HOP else self._picture_of_run(index, goal)
 
 
 def _is_within(value: Tensor, bounds: tuple[float, float]) -> Tensor:

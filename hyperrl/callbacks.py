@@ -46,19 +46,20 @@ def _source(trainer: Trainer) -> Source:
     return cast(Source, trainer.datamodule)  # type: ignore[attr-defined]
 
 
-def episode_returns(metrics: Mapping[str, Any], stage: str) -> list[float]:
+def episode_returns(metrics: Mapping[str, Any], stage: str, quantity: str = "return") -> list[float]:
     """Return the mean returns of episode 1..K that are in ``metrics``.
 
     Args:
         metrics: Metrics by name.
         stage: What their names begin with: ``train``, ``val`` or ``test``.
+        quantity: What is averaged: ``return``, or ``success`` for the share of episodes with success.
 
     Example:
         >>> episode_returns({"val/return_episode_2": 3.0, "val/return_episode_1": 1.5, "val/return": 4.5}, "val")
         [1.5, 3.0]
     """
     returns: list[float] = []
-    while (name := f"{stage}/return_episode_{len(returns) + 1}") in metrics:
+    while (name := f"{stage}/{quantity}_episode_{len(returns) + 1}") in metrics:
         returns.append(float(metrics[name]))
     return returns
 
@@ -266,7 +267,7 @@ def adaptation_table(metrics: Mapping[str, Any], stage: str, landmarks: Mapping[
 
     Args:
         metrics: Mean returns, raw units: ``<stage>/return_episode_<k>``, ``<stage>/return`` (of all episodes) and its
-            standard error ``<stage>/return_sem``.
+            standard error ``<stage>/return_sem``; perhaps shares ``<stage>/success_episode_<k>``.
         stage: ``val`` or ``test``.
         landmarks: Known returns of all episodes together, by name.
     """
@@ -275,8 +276,12 @@ def adaptation_table(metrics: Mapping[str, Any], stage: str, landmarks: Mapping[
         return None
     table = Table("", title=f"Adaptation ({'validation' if stage == 'val' else stage})")
     table.add_column("return", justify="right")
-    for episode, value in enumerate(returns, 1):
-        table.add_row(f"episode {episode}", f"{value:.2f}")
+    columns = [[f"{value:.2f}" for value in returns]]
+    if shares := episode_returns(metrics, stage, "success"):
+        table.add_column("success", justify="right")
+        columns.append([f"{share:.1%}" for share in shares])
+    for episode, cells in enumerate(zip(*columns, strict=True), 1):
+        table.add_row(f"episode {episode}", *cells)
     table.add_section()
     total = float(metrics.get(f"{stage}/return", sum(returns)))
     error = f" ± {float(metrics[f'{stage}/return_sem']):.2f}" if f"{stage}/return_sem" in metrics else ""

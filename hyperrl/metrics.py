@@ -16,7 +16,8 @@ def adaptation_metrics(returns: Tensor, success: Tensor | None = None) -> dict[s
     Returns:
         ``return_episode_k`` and its unbiased standard deviation ``return_std_episode_k`` for k = 1..K, their sum
         ``return`` (the meta-episode return), its standard error ``return_sem``, and with ``success`` the mean number
-        of successful steps ``success_mean`` and the fraction of episodes with any, ``success_fraction``.
+        of successful steps ``success_mean``, the fraction of episodes with any, ``success_fraction``, and that fraction
+        of the k-th episodes, ``success_episode_k``.
     """
     returns = returns.double()
     total, deviation = returns.sum(1), returns.std(0)
@@ -26,7 +27,9 @@ def adaptation_metrics(returns: Tensor, success: Tensor | None = None) -> dict[s
     metrics["return_sem"] = (total.std() / len(total) ** 0.5).item()
     if success is not None:
         metrics["success_mean"] = success.double().mean().item()
-        metrics["success_fraction"] = (success > 0).double().mean().item()
+        any_step = (success > 0).double()
+        metrics["success_fraction"] = any_step.mean().item()
+        metrics |= {f"success_episode_{k}": value for k, value in enumerate(any_step.mean(0).tolist(), 1)}
     return metrics
 
 

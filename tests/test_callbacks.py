@@ -208,6 +208,15 @@ def test_table_after_test_and_validate_only(plain: Console) -> None:
     ]
 
 
+def test_table_shows_success_where_it_is_known(plain: Console) -> None:
+    returns = {"test/return_episode_1": 1.0, "test/return_episode_2": 2.0}
+    table = adaptation_table(returns | {"test/success_episode_1": 0.25, "test/success_episode_2": 1.0}, "test", {})
+    assert table is not None
+    plain.print(table)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output(plain).splitlines() if "│" in line]
+    assert rows[-3:-1] == [["episode 1", "1.00", "25.0%"], ["episode 2", "2.00", "100.0%"]]
+
+
 def test_no_table_without_returns() -> None:
     assert adaptation_table({"test/loss": 1.0}, "test", LANDMARKS) is None
 

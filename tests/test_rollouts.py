@@ -87,6 +87,7 @@ class TestEpisodeReturns:
         expected = {
             "return_episode_1": 2.0, "return_episode_2": 4.0, "return_std_episode_1": 1.0, "return_std_episode_2": 2.0,
             "return": 6.0, "return_sem": 3 / 3**0.5, "success_mean": 1.0, "success_fraction": 0.5,
+            "success_episode_1": 1 / 3, "success_episode_2": 2 / 3,
         }  # fmt: skip
         assert metrics == pytest.approx(expected)
 

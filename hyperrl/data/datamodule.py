@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict, TensorDictBase
 
+from hyperrl import keys
 from hyperrl.data.rollouts import Learner, RolloutStream, evaluate
 from hyperrl.data.trajectory_buffer import TrajectoryBuffer
 from hyperrl.distributed import gather_over_ranks
@@ -89,6 +90,8 @@ class MetaDataModule(LightningDataModule):
                 f"data.episodes_per_task is {example.episodes_per_task} and data.eval_episodes_per_task is "
                 f"{evaluation.episodes_per_task}; expected both or neither to be 1, as several episodes have a flag"
             )
+        if hasattr(evaluation, f"publish_{keys.SUCCESS}"):  # reported wherever it is known
+            self.eval_options["publish"] = tuple(dict.fromkeys((*self.publish, keys.SUCCESS)))
         longest = max(example.horizon, evaluation.horizon)
         self.env_info = dataclasses.replace(example.env_info, horizon=longest)
         # What is known of an environment holds for all its tasks and its own number of episodes.

@@ -323,7 +323,7 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         )
 
     def step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Step all environments; see `EnvBase.step`, whose cases for partial steps and given results are left out here."""
+        """Step all environments, as `EnvBase.step` does, but without its work for cases that are not there."""
         if "_step" in tensordict.keys() or keys.NEXT in tensordict.keys():
             return super().step(tensordict)
         return tensordict.set(keys.NEXT, self._step(tensordict))

@@ -65,7 +65,7 @@ def class_name(name: str, seed: int, number: int) -> str:
 
 @contextmanager
 def _no_physics() -> Iterator[None]:
-    """Draw tasks seven times as fast: the library resets an environment for each, but draws do not look at the result."""
+    """Draw tasks seven times as fast: the library resets an environment for each, but draws do not look at it."""
     library: Any = SawyerXYZEnv
     library.do_simulation = lambda env, *_: mujoco.mj_kinematics(env.model, env.data)
     try:

@@ -47,10 +47,14 @@ def supported(env: MetaEnv) -> list[str]:
 
 def build(env_id: str, num_envs: int = 6, **options: object) -> MetaEnv:
     """Two episodes per task where the family allows it, everything published that can be."""
+    return make_env(env_id, num_envs, publish=supported(make_env(env_id, 1)), **{**short(env_id), **options})
+
+
+def short(env_id: str) -> dict[str, object]:
+    """As few episodes per task as show what happens between them, and short ones."""
     example = make_env(env_id, 1)
-    short = next((given for family, given in SHORT.items() if isinstance(example, family)), {})
-    options = {"episodes_per_task": 1 if example.single_episode else 2, **short, **options}
-    return make_env(env_id, num_envs, publish=supported(example), **options)
+    steps = next((given for family, given in SHORT.items() if isinstance(example, family)), {})
+    return {"episodes_per_task": 1 if example.single_episode else 2, **steps}
 
 
 def play(env: MetaEnv, steps: int, seed: int = 0, td: TensorDict | None = None) -> TensorDict:

@@ -72,7 +72,7 @@ class TestScene:
     @needs_opengl
     def test_robot_is_where_its_state_is(self) -> None:
         """Also in what is behind `xpos` after a step: the drawn pose is that of `qpos`."""
-        env, still = HalfCheetahDir(2, seed=1), HalfCheetahDir(1)
+        env, still = (HalfCheetahDir(size, seed=1, fixed_task=[1.0]) for size in (2, 1))
         env.rollout(5)
         assert not np.allclose(env._torso[0, 2], 0.7 + env._qpos[0, 1], atol=1e-4)  # late
         still.inject("qpos", env._qpos[0].copy())

@@ -142,7 +142,12 @@ class MujocoMetaEnv(RobotPictures, MetaEnv):
         raise NotImplementedError
 
     def reward(self, action: Array, velocity: Array) -> Array:
-        """Rewards `[B]` of a step, no view, from raw actions `[B, A]` and the velocity of `place` in metres per second."""
+        """Rewards `[B]` of a step, no view.
+
+        Args:
+            action: raw actions `[B, A]`.
+            velocity: velocity of `place` in metres per second.
+        """
         raise NotImplementedError
 
     def fallen(self) -> NDArray[np.bool_] | None:

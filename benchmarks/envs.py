@@ -49,13 +49,12 @@ def draw_actions(env: MetaEnv, count: int = 64) -> tuple[torch.Tensor, ...]:
 
 
 def play_step(env: MetaEnv, actions: tuple[torch.Tensor, ...], steps: int) -> None:
-    """Step only; `next` becomes the root by hand, and all environments are reset as soon as one is done."""
-    td = env.reset()
+    """Step only; `next` becomes the root by hand, and all environments are reset at the horizon."""
     for t in range(steps):
+        if t % env.horizon == 0:
+            td = env.reset()
         td[keys.ACTION] = actions[t % len(actions)]
         td = env.step(td)[keys.NEXT]
-        if td[keys.DONE].any():
-            td = env.reset()
 
 
 def play_step_and_maybe_reset(env: MetaEnv, actions: tuple[torch.Tensor, ...], steps: int) -> None:

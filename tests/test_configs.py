@@ -289,7 +289,7 @@ def shortened(settings: dict[str, Any]) -> list[str]:
     args = [] if data.get("episodes_per_task") == 1 else ["--data.eval_episodes_per_task=2"]
     kind = type(make_env(data.get("env", "GridNavi-v0"), 1))
     if issubclass(kind, MujocoMetaEnv):
-        args += ["--data.env_options.max_episode_steps=5", "--data.env_options.num_threads=1"]
+        args += ["--data.env_options.episode_length=5", "--data.env_options.num_threads=1"]
     if issubclass(kind, MetaWorld):
         args += ["--data.env_options.episode_length=2", "--data.env_options.num_workers=0"]
         args += ["--data.num_envs=8", "--data.steps_per_rollout=3"]  # as many minibatches as environments

@@ -197,13 +197,14 @@ def _generation(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _read(policy: dict[str, Any]) -> dict[str, Any]:
-    """What a policy reads of its configuration: nothing about inputs that it is not given."""
+    """What a policy reads of its configuration: nothing about inputs that it is not given, or layers not generated."""
     given = {name for name in SOURCES if policy[f"use_{name}"]} | (
         {"task"} if policy["task_replaces"] != "none" else set()
     )
     about = {f"normalize_{name}" for name in SOURCES} | {f"{name}_embedding_dim" for name in SOURCES}
     read = {f"normalize_{name}" for name in given} | {f"{name}_embedding_dim" for name in given}
-    return {key: value for key, value in policy.items() if key not in about - read}
+    idle = {"hypernet_init"} if policy["conditioning"] == "concat" else set()
+    return {key: value for key, value in policy.items() if key not in (about - read) | idle}
 
 
 def _class(value: dict[str, Any] | None) -> tuple[str | None, dict[str, Any]]:

@@ -178,7 +178,7 @@ class TestPublishedNumbers:
 
     def test_height_of_a_resting_ant(self) -> None:
         """After 5 s without control; an ant whose margins are added stands higher."""
-        env = AntGoalSparse(1, 1, max_episode_steps=101)
+        env = AntGoalSparse(1, 1, episode_length=101)
         at_rest(env)
         for _ in range(100):
             td = step(env)
@@ -329,7 +329,7 @@ class TestDirections:
     def test_a_fall_in_the_last_step_is_the_time_limit(self) -> None:
         """Quirk M18."""
         for limit in (1, 2):
-            env = AntDir(2, max_episode_steps=limit)
+            env = AntDir(2, episode_length=limit)
             at_rest(env, z=torch.tensor([1.1, 0.7]))
             after = step(env)
             assert after[keys.TERMINATED][:, 0].tolist() == [limit == 2, False]
@@ -337,7 +337,7 @@ class TestDirections:
 
     def test_a_fall_ends_the_episode_and_not_the_task(self) -> None:
         """Quirk M22: the meta-episode is shorter then."""
-        env = AntDir(2, 2, max_episode_steps=3)
+        env = AntDir(2, 2, episode_length=3)
         at_rest(env, episodes=2, z=torch.tensor([1.1, 0.7]))
         first, second, third = (step(env) for _ in range(3))
         assert first[keys.EPISODE_DONE][:, 0].tolist() == [True, False]
@@ -374,7 +374,7 @@ class TestGoals:
     @pytest.mark.parametrize("family", [AntGoal, AntGoalSparse])
     def test_episodes_end_at_the_time_limit_only(self, family: type[AntGoal]) -> None:
         """Quirk M6: not by lying on the back, in the floor, or far up."""
-        env = family(3, 2, max_episode_steps=4)
+        env = family(3, 2, episode_length=4)
         start = torch.tensor([QPOS0] * 3, dtype=torch.float64)
         start[0, 2:7] = torch.tensor([0.3, 0, 1, 0, 0])
         start[1, 2], start[2, 2] = 0.1, 5.0
@@ -405,7 +405,7 @@ class TestGoals:
 
     def test_success_belongs_to_the_step(self) -> None:
         """It is not forgotten at the end of an episode, and by nobody's reset but one's own."""
-        env = AntGoalSparse(2, 2, max_episode_steps=2, publish=["success"])
+        env = AntGoalSparse(2, 2, episode_length=2, publish=["success"])
         env.inject("task", [[0.1, 0.0], [2.0, 0.0]])
         shown = [at_rest(env, episodes=2), *(step(env) for _ in range(3))]
         assert [td[keys.SUCCESS][:, 0].tolist() for td in shown] == [[False, False], *[[True, False]] * 3]
@@ -494,7 +494,7 @@ class TestErrors:
             ),
             (AntGoal, {"fixed_task": [3, 0.1]}, r"`fixed_task` is \[3, 0.1\]: .*within 3 of the origin"),
             (AntGoal, {"task_split": "test"}, "`task_split` is 'test', but there is no finite set of tasks"),
-            (AntGoal, {"max_episode_steps": 0}, "`max_episode_steps` is 0"),
+            (AntGoal, {"episode_length": 0}, "`episode_length` is 0"),
             (AntGoalSparse, {"level": -1}, "`level` is -1: expected an integer from 0 to 6"),  # quirk M20
             (AntGoalSparse, {"level": 7}, "`level` is 7"),
             (AntGoalSparse, {"level": 4.0}, "`level` is 4.0"),

@@ -51,11 +51,6 @@ def make_vec(env_id: str, num_envs: int, **options: Any) -> gymnasium.vector.Vec
     return gymnasium.make_vec(f"hyperrl/{env_id}", num_envs=num_envs, **options)
 
 
-def short(env_id: str) -> dict[str, Any]:
-    """Options for short plays; not the one that `gymnasium.make` takes for itself, and cuts meta-episodes with."""
-    return {name: value for name, value in test_meta_env.short(env_id).items() if name != "max_episode_steps"}
-
-
 # Ours for Gymnasium ------------------------------------------------------------------------------------------------
 
 
@@ -64,7 +59,7 @@ class TestEveryIdForGymnasium:
     """`gymnasium.make` and `gymnasium.make_vec` for all registered ids."""
 
     def test_gymnasiums_checker_passes(self, env_id: str) -> None:
-        env = make(env_id, **short(env_id))
+        env = make(env_id, **test_meta_env.short(env_id))
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # Advice on spaces, which are what they are.
@@ -74,7 +69,7 @@ class TestEveryIdForGymnasium:
             check_env(env.unwrapped)
 
     def test_one_environment_plays_as_the_native_one(self, env_id: str) -> None:
-        options = short(env_id)
+        options = test_meta_env.short(env_id)
         env, native = make(env_id, **options), make_env(env_id, 1, publish=["task"], seed=5, **options)
         observation, info = env.reset(seed=5)
         env.action_space.seed(1)
@@ -94,7 +89,7 @@ class TestEveryIdForGymnasium:
         assert info["episode_done"]
 
     def test_a_batch_plays_as_the_native_one(self, env_id: str) -> None:
-        options = short(env_id)
+        options = test_meta_env.short(env_id)
         envs, native = make_vec(env_id, 5, **options), make_env(env_id, 5, publish=["task"], seed=5, **options)
         assert isinstance(envs, MetaEpisodeVectorEnv)
         observation, info = envs.reset(seed=5)

@@ -181,7 +181,7 @@ class TestAnchors:
         assert_given(env.observe()[0, -3:].numpy(), TORSO, decimals=7)
 
     def test_height_of_a_resting_torso(self) -> None:
-        env = HalfCheetahDir(1, max_episode_steps=1000)
+        env = HalfCheetahDir(1, episode_length=1000)
         env.inject("qpos", REST)
         env.inject("qvel", REST)
         env.reset()
@@ -219,7 +219,7 @@ class TestPhysics:
     @pytest.mark.parametrize("env_id", IDS)
     def test_observations_and_rewards(self, env_id: str) -> None:
         length = 12
-        env = make_env(env_id, 8, episodes_per_task=2, max_episode_steps=length, seed=5, publish=["task"])
+        env = make_env(env_id, 8, episodes_per_task=2, episode_length=length, seed=5, publish=["task"])
         starts = inject_starts(env, 5, x=(-9.9, 0.0, 9.9) if "Sparse" in env_id else (0.0,))
         td = env.reset()
         tasks = td[keys.TASK].double().numpy()
@@ -344,7 +344,7 @@ class TestTasks:
     @pytest.mark.parametrize("env_id", IDS)
     def test_environments_play_what_is_drawn(self, env_id: str) -> None:
         """A reset draws one task for each, and so does the end of a task."""
-        env, law = (make_env(env_id, 64, max_episode_steps=2, seed=3, publish=["task"]) for _ in range(2))
+        env, law = (make_env(env_id, 64, episode_length=2, seed=3, publish=["task"]) for _ in range(2))
         assert torch.equal(env.reset()[keys.TASK], law.sample_tasks(64).float())
         seen = env.rollout(6, break_when_any_done=False)[keys.NEXT, keys.TASK]
         assert (seen[:, 0] == seen[:, 1]).all()
@@ -478,7 +478,7 @@ class TestSparse:
         assert td[keys.BELIEF].tolist() == [[float(task < 0), float(task > 0)]]
 
     def test_the_belief_lasts_for_the_task(self) -> None:
-        env = HalfCheetahDirSparse(2, 2, max_episode_steps=3, publish=["belief"])
+        env = HalfCheetahDirSparse(2, 2, episode_length=3, publish=["belief"])
         far, near = [6.0, *REST[1:]], REST
         env.inject("task", [[-1], [1]], [[1], [-1]])
         env.inject("qpos", [far, near], near, near)
@@ -506,10 +506,10 @@ class TestHopWalk:
 
     def test_rewards_are_those_of_either_environment(self) -> None:
         """Under the same starts and actions."""
-        both = HopWalk(6, 2, max_episode_steps=7, publish=["task"])
+        both = HopWalk(6, 2, episode_length=7, publish=["task"])
         modes, goals = torch.tensor([0, 1, 0, 1, 1, 0]), torch.tensor([-1.0, 0.7, 1.0, 2.0, 0.3, -1.0])
         walks, hops = modes == 0, modes == 1
-        walk, hopping = HalfCheetahDir(3, 2, max_episode_steps=7), Hop(3, 2, max_episode_steps=7)
+        walk, hopping = HalfCheetahDir(3, 2, episode_length=7), Hop(3, 2, episode_length=7)
         both.inject("task", torch.stack((modes, goals), -1))
         walk.inject("task", goals[walks].unsqueeze(-1))
         hopping.inject("task", goals[hops].unsqueeze(-1))

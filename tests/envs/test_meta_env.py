@@ -34,7 +34,7 @@ PUBLISHABLE = (keys.TASK, keys.TASK_ID, keys.STATE_ID, keys.BELIEF, keys.SUCCESS
 
 # Simulators are slow; their episodes are short here.
 SHORT: dict[type[MetaEnv], dict[str, object]] = {
-    MujocoMetaEnv: {"max_episode_steps": 12},
+    MujocoMetaEnv: {"episode_length": 12},
     HostMetaEnv: {"episode_length": 8, "num_workers": 0},
 }
 # ML45 is ML10 with more classes; to find one of its 2,500 tasks by its goal takes half a minute.

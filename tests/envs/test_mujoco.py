@@ -181,7 +181,7 @@ class TestBatch:
     """All simulations are stepped at once, and are what each would be by itself."""
 
     def test_threads_change_nothing(self) -> None:
-        one, two = (HalfCheetahDir(5, 2, seed=1, max_episode_steps=15, num_threads=n) for n in (1, 2))
+        one, two = (HalfCheetahDir(5, 2, seed=1, episode_length=15, num_threads=n) for n in (1, 2))
         assert_equal(play(one, 40), play(two, 40))
 
     def test_number_of_environments_changes_nothing(self) -> None:
@@ -287,7 +287,7 @@ class TestStart:
             assert_mean(both[:, i] * both[:, j], 0.0)
 
     def test_every_episode_has_its_own(self) -> None:
-        env = HalfCheetahDir(2, 2, seed=1, max_episode_steps=3)
+        env = HalfCheetahDir(2, 2, seed=1, episode_length=3)
         env.reset()
         starts = [env._qpos.copy()]
         for _ in range(3):
@@ -328,7 +328,7 @@ class TestEnds:
 
     @pytest.mark.parametrize("episodes", [1, 2])
     def test_time_limit_truncates(self, episodes: int) -> None:
-        env = HalfCheetahDir(2, episodes, max_episode_steps=7)
+        env = HalfCheetahDir(2, episodes, episode_length=7)
         after = play(env, 7 * episodes)[keys.NEXT]
         ends = (torch.arange(1, 7 * episodes + 1) % 7 == 0).expand(2, -1)
         last = torch.arange(1, 7 * episodes + 1) == 7 * episodes
@@ -383,7 +383,7 @@ class TestEnds:
 
     def test_failing_at_the_time_limit_is_a_time_out(self) -> None:
         """Quirk M18."""
-        env = HalfCheetahDir(1, max_episode_steps=1)
+        env = HalfCheetahDir(1, episode_length=1)
         start(env)
         after = step(env, torch.full((1, ACTION_SIZE), torch.nan))
         assert after[keys.TRUNCATED].all()
@@ -439,7 +439,7 @@ assert env.step(td)["next", "terminated"].all()
 class TestOptions:
     """What every robot takes."""
 
-    @pytest.mark.parametrize("name", ["max_episode_steps", "num_threads"])
+    @pytest.mark.parametrize("name", ["episode_length", "num_threads"])
     @pytest.mark.parametrize("value", [0, -1, 1.5, "2", True])
     def test_refusals(self, name: str, value: Any) -> None:
         with pytest.raises(ValueError, match=f"`{name}` is {value!r}: expected an integer of at least 1"):
@@ -456,7 +456,7 @@ class TestState:
 
     def test_a_state_continues_exactly_in_the_middle_of_an_episode(self) -> None:
         """Also what the engine keeps from step to step to solve faster, as `qpos` and `qvel` alone would not."""
-        env, fresh = (HalfCheetahDir(3, 2, seed=seed, max_episode_steps=30) for seed in (1, 2))
+        env, fresh = (HalfCheetahDir(3, 2, seed=seed, episode_length=30) for seed in (1, 2))
         td = play(env, 11)[:, -1][keys.NEXT].exclude(keys.REWARD)
         fresh.load_state_dict(env.state_dict())
         assert_equal(play(fresh, 60, td=td.clone()), play(env, 60, td=td.clone()))

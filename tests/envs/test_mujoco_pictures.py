@@ -171,7 +171,7 @@ class TestPicture:
 
     @needs_opengl
     def test_title_says_goal_episode_and_step(self) -> None:
-        env = HalfCheetahDir(2, 3, max_episode_steps=4)
+        env = HalfCheetahDir(2, 3, episode_length=4)
         env.rollout(6)
         axes = Figure().add_subplot()
         env.goal_in_picture = lambda index: GoalPicture(f"goal of {index}")

@@ -309,7 +309,7 @@ class TestPhysics:
         assert (after[chosen] != before[chosen]).sum(1).tolist() == [env.task_dim - 7] * 2
 
     def test_all_episodes_of_a_task_are_with_the_same_body(self, family: type[Robot]) -> None:
-        env = family(3, 3, seed=4, max_episode_steps=2)
+        env = family(3, 3, seed=4, episode_length=2)
         env.reset()
         before = built(env)
         for _ in range(env.horizon):
@@ -468,7 +468,7 @@ class TestEnds:
     def test_a_fall_at_the_time_limit_is_a_time_out(self, family: type[Robot]) -> None:
         """Quirk M18."""
         for limit, terminated in ((1, False), (2, True)):
-            env = family(1, 1, max_episode_steps=limit)
+            env = family(1, 1, episode_length=limit)
             model = load_model(family.robot)
             qpos = model.qpos0.copy()
             qpos[2] = 1.5

@@ -29,11 +29,11 @@ class MujocoOptions(MetaEnvOptions, total=False):
     """Options that every robot takes.
 
     Attributes:
-        max_episode_steps: H, the time limit of an episode.
+        episode_length: H, the time limit of an episode.
         num_threads: threads of the physics engine; None takes as many as torch has.
     """
 
-    max_episode_steps: int
+    episode_length: int
     num_threads: int | None
 
 
@@ -69,7 +69,7 @@ class MujocoMetaEnv(RobotPictures, MetaEnv):
         num_envs: B, the number of environments.
         episodes_per_task: K, the number of episodes per task.
         tasks: what describes the tasks.
-        max_episode_steps: H, the time limit of an episode.
+        episode_length: H, the time limit of an episode.
         num_threads: threads of the physics engine; None takes as many as torch has.
         **options: what all environments take, see `MetaEnvOptions`.
 
@@ -95,16 +95,16 @@ class MujocoMetaEnv(RobotPictures, MetaEnv):
         episodes_per_task: int,
         tasks: Tasks,
         *,
-        max_episode_steps: int = 200,
+        episode_length: int = 200,
         num_threads: int | None = None,
         **options: Unpack[MetaEnvOptions],
     ) -> None:
-        check_positive("max_episode_steps", max_episode_steps)
+        check_positive("episode_length", episode_length)
         if num_threads is not None:
             check_positive("num_threads", num_threads)
         model = load_model(self.robot)
         layout = Layout(
-            max_episode_steps,
+            episode_length,
             [-math.inf] * self.observation_size,
             [math.inf] * self.observation_size,
             action_low=[-1.0] * model.nu,

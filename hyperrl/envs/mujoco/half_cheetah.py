@@ -108,7 +108,7 @@ class HalfCheetahDirSparse(_HalfCheetah):
         num_envs: B, the number of environments.
         episodes_per_task: K, the number of episodes per task.
         sparse_dist: distance in metres from which speed is paid for.
-        max_episode_steps: H, the time limit of an episode.
+        episode_length: H, the time limit of an episode.
         **options: what all robots take, see `MujocoOptions`.
 
     Raises:
@@ -309,7 +309,7 @@ ENVS = (
         "HalfCheetahDirSparse",
         "half-cheetah: run forward or backward, paid from 10 metres on",
         sparse_dist=10.0,
-        max_episode_steps=400,
+        episode_length=400,
     ),
     _entry("Hop", "Hop", "half-cheetah: hold the torso at a hidden height"),
     _entry("HopWalk", "HopWalk", "half-cheetah: run in a hidden direction or hop to a hidden height"),

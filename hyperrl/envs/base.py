@@ -324,7 +324,8 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
 
     def step(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Step all environments, as `EnvBase.step` does, but without its work for cases that are not there."""
-        if "_step" in tensordict.keys() or keys.NEXT in tensordict.keys():
+        names = tensordict.keys()
+        if "_step" in names or keys.NEXT in names:
             return super().step(tensordict)
         return tensordict.set(keys.NEXT, self._step(tensordict))
 

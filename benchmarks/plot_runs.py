@@ -1,6 +1,7 @@
 """Draws learning curves and adaptation curves of runs beside the environment's landmarks.
 
     python benchmarks/plot_runs.py docs/figures/NAME.png [LABEL=]runs/hyperrl/RUN_ID ... [--title TEXT]
+        [--players NAME=RETURN ...]
 
 Reads `metrics.jsonl` and `config.yaml` of the runs' directories; writes the numbers beside the picture as CSV.
 """
@@ -99,12 +100,14 @@ def main() -> None:
     parser.add_argument("picture", type=Path, help="PNG to write")
     parser.add_argument("runs", nargs="+", help="directories of the runs, each with a label: [LABEL=]DIRECTORY")
     parser.add_argument("--title", default="")
+    parser.add_argument("--players", nargs="*", default=[], help="further returns to draw as lines: NAME=RETURN")
     args = parser.parse_args()
     named = [run.rpartition("=") for run in args.runs]
     runs = {label or Path(path).name: validations(Path(path)) for label, _, path in named}
     env = yaml.safe_load((Path(named[0][2]) / "config.yaml").read_text())["data"]["env"]
     args.picture.parent.mkdir(parents=True, exist_ok=True)
-    draw(runs, landmarks(env), args.title or env).savefig(args.picture, dpi=130)
+    players = {name: float(value) for name, _, value in (player.rpartition("=") for player in args.players)}
+    draw(runs, {**landmarks(env), **players}, args.title or env).savefig(args.picture, dpi=130)
     write_csv(args.picture.with_suffix(".csv"), runs)
 
 

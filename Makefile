@@ -28,7 +28,7 @@ $(STAMP): pyproject.toml constraints.txt hatch_build.py hyperrl/modules/scan_ker
 	@echo "Installing HyperRL into .venv (once; a few minutes)"
 	$(PIP_INSTALL) --upgrade pip
 	$(PIP_INSTALL) --no-deps $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
-	$(PIP_INSTALL) -c constraints.txt -e '.[dev,metaworld,video]'
+	$(PIP_INSTALL) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 fit: $(STAMP) ## train the quick start: RNN+HN on GridNavi

@@ -49,7 +49,10 @@ def draw_actions(env: MetaEnv, count: int = 64) -> tuple[torch.Tensor, ...]:
 
 
 def play_step(env: MetaEnv, actions: tuple[torch.Tensor, ...], steps: int) -> None:
-    """Step only; `next` becomes the root by hand, and all environments are reset at the horizon."""
+    """Step only; `next` becomes the root by hand, and all environments are reset at the horizon.
+
+    Where episodes end early, environments wait for the others: what they do until then means nothing.
+    """
     for t in range(steps):
         if t % env.horizon == 0:
             td = env.reset()

@@ -197,6 +197,7 @@ def validated(every: int, val_tasks: int, test_tasks: int, **more: Any) -> dict[
 
 
 MODELS_2023, MODELS_2024 = ("vi_hn", "rnn_hn"), ("rnn_hn", "splagger")
+ON_ARMS = {"num_envs": 8, "eval_episodes_per_task": 10}
 CHEETAHS, ON_LEGS = validated(25, 64, 512), validated(25, 32, 512)
 SETS = (
     ExperimentSet("gridnavi", MODELS_2023, 4_000_000),
@@ -220,13 +221,19 @@ SETS = (
     ExperimentSet("walker", MODELS_2023, 75_000_000, {}, ON_LEGS),
     # RNN+HN of this set is the one above, which goes on.
     ExperimentSet("walker", ("rnn_s", "rnn", "rnn_hn_kaiming"), 30_000_000, {}, ON_LEGS),
-    ExperimentSet("ml10", MODELS_2023, 100_000_000, {}, validated(50, 20, 100, num_envs=8)),
+    ExperimentSet(
+        "ml10",
+        MODELS_2023,
+        100_000_000,
+        {},
+        validated(50, 20, 100, **ON_ARMS, env_options={"terminate_on_success": True}),
+    ),
     ExperimentSet(
         "ml1_pick_place",
         ("film_normc", "film_bias_hyperinit", "vi_hn_no_init", "vi_hn", "vi"),
         50_000_000,
         {},
-        validated(50, 16, 50, num_envs=8),
+        validated(50, 16, 50, **ON_ARMS),
     ),
 )
 PUBLISHED = {f"experiment/{one.env}_{model}": (one, model) for one in SETS for model in one.models}

@@ -121,6 +121,8 @@ def test_pins_satisfy_the_declared_bounds() -> None:
     extras = PROJECT["optional-dependencies"].values()
     for text in [*PROJECT["dependencies"], *(text for extra in extras for text in extra)]:
         requirement = Requirement(text)
+        if requirement.name == PROJECT["name"]:  # an extra that includes others
+            continue
         version = versions.get(canonicalize_name(requirement.name))
         assert version is not None, f"{requirement.name} is not pinned"
         assert requirement.specifier.contains(version), f"{requirement} excludes the pinned {version}"

@@ -357,6 +357,8 @@ class TestDataModule:
             ({"env_options": {"num_cell": 6}}, "unknown option 'num_cell'.* nearest valid name is 'num_cells'"),
             ({"env_options": {"num_cells": 0}}, "`num_cells` is 0: expected an integer of at least 1"),
             ({"env_options": {"seed": 3}}, "data.env_options.seed is 3; expected to be left to the run"),
+            ({"env_options": {"device": "cuda"}}, "data.env_options.device is cuda; expected to be left to the run"),
+            ({"env_options": {"publish": ["tusk"]}}, r"data.env_options.publish is \['tusk'\]; expected to be left"),
             ({"episodes_per_task": 0}, "`episodes_per_task` is 0"),
             ({"eval_episodes_per_task": 0}, "`episodes_per_task` is 0"),
             ({"eval_actions": "mean"}, "data.eval_actions is mean; expected deterministic or sampled"),

@@ -216,6 +216,21 @@ class TestFiles:
             write_video(tmp_path / "new" / name, squares(2))
         assert not (tmp_path / "new").exists()
 
+    @pytest.mark.parametrize("name", ["film.gif", "film.mp4"])
+    @pytest.mark.parametrize(
+        ("count", "rate", "message"),
+        [
+            (2, 0, "`frames_per_second` is 0: expected a positive number"),
+            (2, -5, "`frames_per_second` is -5: expected a positive number"),
+            (0, 20, "`pictures` is empty: expected at least one"),
+        ],
+    )
+    def test_nothing_to_show_is_refused(self, count: int, rate: int, message: str, name: str, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError) as error:
+            write_video(tmp_path / "new" / name, squares(count), frames_per_second=rate)
+        assert str(error.value) == message
+        assert not (tmp_path / "new").exists()
+
     def test_whole_meta_episode_becomes_a_film(self, tmp_path: Path) -> None:
         env: MetaEnv = make_env("GridNavi-v0", 2, episodes_per_task=2, num_steps=4, record_path=True)
         path = tmp_path / "film.gif"

@@ -80,22 +80,27 @@ class MetaDataModule(LightningDataModule):
         self.num_tasks = {"val": val_tasks, "test": test_tasks}
         self.held_out, self.publish = held_out, tuple(publish or ())
         self.eval_sampled = eval_actions == "sampled"
-        self.splits = self._splits(env_options or {})
-        self.options = options = self._options(env_options or {}, episodes_per_task)
+        given = env_options or {}
+        for name in ("seed", "device", "publish"):
+            if name in given:
+                raise ConfigError(f"data.env_options.{name} is {given[name]}; expected to be left to the run")
+        self.splits = self._splits(given)
+        self.options = options = self._options(given, episodes_per_task)
         episodes = episodes_per_task if eval_episodes_per_task is None else eval_episodes_per_task
-        self.eval_options = self._options(env_options or {}, episodes)
+        self.eval_options = self._options(given, episodes)
         example, evaluation = self._example(options), self._example(self.eval_options)
         if evaluation.obs_dim != example.obs_dim:
             raise ConfigError(
                 f"data.episodes_per_task is {example.episodes_per_task} and data.eval_episodes_per_task is "
                 f"{evaluation.episodes_per_task}; expected both or neither to be 1, as several episodes have a flag"
             )
-        if hasattr(evaluation, f"publish_{keys.SUCCESS}"):  # reported wherever it is known
+        # Reported wherever it is known; a Gymnasium environment might not know it.
+        if hasattr(evaluation, f"publish_{keys.SUCCESS}") and getattr(evaluation, "reports_success", True):
             self.eval_options["publish"] = tuple(dict.fromkeys((*self.publish, keys.SUCCESS)))
         longest = max(example.horizon, evaluation.horizon)
         self.env_info = dataclasses.replace(example.env_info, horizon=longest)
         # What is known of an environment holds for all its tasks and its own number of episodes.
-        own = not env_options and not held_out and evaluation.episodes_per_task == self._example({}).episodes_per_task
+        own = not given and not held_out and evaluation.episodes_per_task == self._example({}).episodes_per_task
         self.landmarks = landmarks(env) if own else {}
         self.stream: RolloutStream | None = None
         self.trajectories: TrajectoryBuffer | None = None
@@ -117,9 +122,6 @@ class MetaDataModule(LightningDataModule):
 
     def _options(self, options: dict[str, Any], episodes_per_task: int | None) -> dict[str, Any]:
         """Options of the environment's constructor, as far as they differ from the id's."""
-        for name in ("seed", "device", "publish"):
-            if name in options:
-                raise ConfigError(f"data.env_options.{name} is {options[name]}; expected to be left to the run")
         split: dict[str, Any] = {"test_fraction": self.held_out} if self.held_out else {}
         if self.splits:
             split["task_split"] = "train"

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Unpack
 
 import gymnasium
 import torch
@@ -63,6 +64,9 @@ class GymnasiumMetaEnv(HostMetaEnv):
     shows_next_episode = True  # the start of an episode may be random: an action needs to see it
     starts_with = (keys.TASK, "seed")
 
+    reports_success: ClassVar[bool] = False
+    """Whether evaluation reports success without being asked to; a subclass whose `info` always has it sets this."""
+
     def __init__(
         self,
         num_envs: int,
@@ -85,10 +89,9 @@ class GymnasiumMetaEnv(HostMetaEnv):
             check_positive("episode_length", episode_length)
         known = None if tasks is None else _parse_tasks(tasks)
         bounds = _parse_bounds(task_low, task_high, known)
-        example = _make_example(env_id, episode_length, env_kwargs or {})
-        _check_set_task(set_task, example)
-        layout = _layout(example, env_id, bounds.shape[1], None if known is None else len(known))
-        example.close()
+        with closing(_make_example(env_id, episode_length, env_kwargs or {})) as example:
+            _check_set_task(set_task, example)
+            layout = _layout(example, env_id, bounds.shape[1], None if known is None else len(known))
         assert example.spec is not None
         build = partial(GymnasiumBatch, spec=example.spec, set_task=set_task)
         super().__init__(num_envs, episodes_per_task, layout, build, num_workers, **options)

@@ -48,7 +48,7 @@ class HostMetaEnv(MetaEnv):
         num_workers: int,
         **options: Unpack[MetaEnvOptions],
     ) -> None:
-        if not isinstance(num_workers, int) or num_workers < 0:
+        if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 0:
             raise ValueError(f"`num_workers` is {num_workers!r}: expected an integer of at least 0")
         super().__init__(num_envs, episodes_per_task, layout, **options)
         self.num_workers = num_workers
@@ -61,6 +61,10 @@ class HostMetaEnv(MetaEnv):
         """Close the environments of all processes and end the workers."""
         super().close(raise_if_closed=raise_if_closed)
         self._pool.close()
+
+    def may_contain(self, mask: Tensor) -> bool:
+        """Look at `mask` on every device: the host needs what is on it at every step, anyway."""
+        return bool(mask.numpy(force=True).any())
 
     # The inner episode -------------------------------------------------------------------------------------------
 

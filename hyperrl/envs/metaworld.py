@@ -34,9 +34,9 @@ class MetaWorld(HostMetaEnv):
     the library clips the first three.
 
     A task vector is the goal `[3]`; with several classes a one-hot class comes first, zeros for test classes, and
-    `task_id` is the number of the class within its split. The goal does not tell where the object starts, which an
-    observation shows. `fixed_task` and `inject` take a task vector, or `[i]` for number i of the benchmark's tasks,
-    training tasks first.
+    `task_id`, which needs a `task_split` of train or test, is the number of the class within it. The goal does not tell
+    where the object starts, which an observation shows. `fixed_task` and `inject` take a task vector, or `[i]` for
+    number i of the benchmark's tasks, training tasks first.
 
     Args:
         num_envs: B, the number of environments.
@@ -179,10 +179,20 @@ class MetaWorld(HostMetaEnv):
 
     @property
     def publish_task_id(self) -> Callable[[], Tensor]:
-        """Returns the number of the class within its split `[B]`; missing if there is only one class."""
+        """Returns the number of the class within its split `[B]`; missing if there is only one class, or no split."""
         if self.num_tasks is None:
             raise AttributeError("tasks of a single class have no numbers")
+        if self.task_split == "all":
+            raise AttributeError("training and test classes have the same numbers")
         return lambda: self._class(self.state[keys.TASK]) % self._num_classes[0]
+
+    def _check_publish(self, publish: Sequence[str]) -> tuple[str, ...]:
+        try:
+            return super()._check_publish(publish)
+        except ValueError as error:
+            if self.num_tasks is None or self.task_split != "all":
+                raise
+            raise ValueError(f"{error}, and with `task_split` 'train' or 'test' also {keys.TASK_ID}") from error
 
     def parse_injection(self, name: str, value: Tensor) -> Tensor:
         """Check task vectors, or numbers of tasks `[1]` or `[B, 1]`; return numbers `[B]`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,22 +96,28 @@ def with_caption(moment: Moment) -> Picture:
 
 
 def write_video(path: str | Path, pictures: Iterable[Picture], frames_per_second: int = 20) -> None:
-    """Write pictures `[H, W, 3]` of one size as a video, one after the other, so that not all have to be in memory.
+    """Write pictures `[H, W, 3]` of one size as a video; those of a .gif are all held in memory, of an .mp4 one by one.
 
     Args:
         path: a name that ends in .gif, or in .mp4, which needs the extra `video`; its folder is made if it is missing.
         pictures: at least one.
-        frames_per_second: how fast they are shown.
+        frames_per_second: how fast they are shown; positive.
 
     Raises:
-        ConfigError: if the name ends otherwise, or what it needs is not installed.
+        ConfigError: if the name ends otherwise, what it needs is not installed, or another argument is out of range.
     """
     path = Path(path)
     writers = {".gif": _write_gif, ".mp4": _write_mp4}
     if path.suffix not in writers:
         raise ConfigError(f"`path` is '{path}': expected a name that ends in {' or '.join(writers)}")
+    if not frames_per_second > 0:
+        raise ConfigError(f"`frames_per_second` is {frames_per_second!r}: expected a positive number")
+    iterator = iter(pictures)
+    first = next(iterator, None)
+    if first is None:
+        raise ConfigError("`pictures` is empty: expected at least one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](path, iter(pictures), frames_per_second)
+    writers[path.suffix](path, chain([first], iterator), frames_per_second)
 
 
 def _write_gif(path: Path, pictures: Iterator[Picture], frames_per_second: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +16,7 @@ from metaworld.sawyer_xyz_env import SawyerMocapBase, SawyerXYZEnv
 from metaworld.types import Task
 
 from hyperrl.workers.batch import Batch, Step
+from hyperrl.workers.opengl import missing, new_context
 
 _PIXELS = 480
 _SHADOW_PIXELS = 1024  # side of the shadow map: the 4096 of the models take twice as long
@@ -168,6 +167,17 @@ class MetaWorldBatch(Batch):
         return env
 
 
+class _Viewer(OffScreenViewer):
+    """Gymnasium's, in a context of ours: by itself it looks for a display first."""
+
+    def __init__(self, env: SawyerXYZEnv, context: Any) -> None:
+        self.opengl_context = context
+        super().__init__(env.model, env.data, _PIXELS, _PIXELS)
+
+    def _get_opengl_backend(self, width: int, height: int) -> None:
+        """There is a context already."""
+
+
 class _Camera:
     """Draws simulators, with OpenGL's objects for one at a time: they cost half a second and much memory."""
 
@@ -194,13 +204,10 @@ class _Camera:
 
     def _look_at(self, env: SawyerXYZEnv) -> OffScreenViewer:
         env.model.vis.quality.shadowsize = _SHADOW_PIXELS
-        if platform.system() == "Linux":  # left alone, Gymnasium would look for a display first
-            os.environ.setdefault("MUJOCO_GL", "egl")
         try:
-            viewer = OffScreenViewer(env.model, env.data, _PIXELS, _PIXELS)
-        except Exception as error:  # whatever a missing library, driver or display leads to
-            reason = " ".join(str(error).split())
-            raise RuntimeError(f"no OpenGL here: install EGL, or set MUJOCO_GL to osmesa or glfw ({reason})") from error
+            viewer = _Viewer(env, new_context(_PIXELS, _PIXELS))
+        except Exception as error:
+            raise missing(error) from error
         for name, value in _VIEW.items():
             setattr(viewer.cam, name, value)
         return viewer

@@ -138,13 +138,10 @@ class _Worker:
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         self.close = weakref.finalize(self, _end, self.process, self._connection)
-        self._connection.send_bytes(pickle.dumps((build, num_envs)))
+        self._send(build, num_envs)
 
     def ask(self, method: str, *arguments: Any) -> None:
-        try:
-            self._connection.send_bytes(pickle.dumps((method, *arguments)))
-        except OSError as error:
-            raise self._death() from error
+        self._send(method, *arguments)
 
     def reply(self) -> Any:
         try:
@@ -156,6 +153,12 @@ class _Worker:
             failure.add_note(reply.traceback)
             return failure
         return reply
+
+    def _send(self, *message: Any) -> None:
+        try:
+            self._connection.send_bytes(pickle.dumps(message))
+        except OSError as error:
+            raise self._death() from error
 
     def _death(self) -> WorkerError:
         self._connection.close()

@@ -450,6 +450,7 @@ def button(num_envs: int = 2, **options: Any) -> GymnasiumMetaEnv:
 
 
 gymnasium.register("test/Walk-v0", entry_point=Walk, max_episode_steps=10)
+gymnasium.register("test/Endless-v0", entry_point=Walk)
 gymnasium.register("test/Button-v0", entry_point=Button)
 _WALK: dict[str, Any] = {"env_id": "test/Walk-v0", "set_task": "options"}
 ENVS = (
@@ -613,6 +614,14 @@ class TestGymnasiumMetaEnv:
         assert not hidden.all()
         assert not play(button(publish=["success"]), 9)[keys.NEXT, keys.SUCCESS].any()
 
+    def test_evaluation_reports_success_where_it_is_known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """By itself if the class says so, else if it is asked to: `info` might have none, which is no failure."""
+        env = f"{__name__}:test/MetaWalk-v0"
+        assert "publish" not in tiny.data(env=env).eval_options
+        assert tiny.data(env=env, publish=["success"]).eval_options["publish"] == ("success",)
+        monkeypatch.setattr(GymnasiumMetaEnv, "reports_success", True)
+        assert tiny.data(env=env).eval_options["publish"] == ("success",)
+
     def test_done_stays_until_the_reset(self) -> None:
         env = walk(8, episodes_per_task=1, publish=["success"], seed=1)
         td = env.reset()
@@ -648,6 +657,18 @@ class TestGymnasiumMetaEnv:
         assert not any(each.closed for each in inner)
         env.close()
         assert all(each.closed for each in inner)
+
+    @pytest.mark.parametrize(
+        "wrong", [{"set_task": "choose"}, {"env_id": "test/Endless-v0"}], ids=["in its task", "in its sizes"]
+    )
+    def test_an_environment_that_cannot_be_used_is_closed(
+        self, wrong: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closed = []
+        monkeypatch.setattr(Walk, "close", lambda env: closed.append(env.render_mode))
+        with pytest.raises(ValueError, match="expected"):
+            walk(**wrong)
+        assert closed == [None, "rgb_array"]
 
     def test_further_arguments_reach_gymnasium(self) -> None:
         env = walk(2, env_kwargs={"scale": 3.0})

@@ -158,11 +158,11 @@ class TestEveryEnv:
         assert torch.equal(torch.get_rng_state(), before)
 
     def test_environments_get_distinct_tasks(self, env_id: str) -> None:
-        env = build(env_id, num_envs=24)
+        env = build(env_id, num_envs=64)
         assert len(env.reset()[keys.TASK].unique(dim=0)) > 1
 
     def test_task_is_constant_until_done_and_redrawn_then(self, env_id: str) -> None:
-        env = build(env_id, num_envs=24)
+        env = build(env_id, num_envs=32)
         td = play(env, 2 * env.horizon)
         changed = (td[keys.TASK][:, 1:] != td[keys.TASK][:, :-1]).any(-1, keepdim=True)
         done = td[keys.NEXT, keys.DONE][:, :-1]

@@ -14,6 +14,7 @@ import metaworld
 import mujoco
 import numpy as np
 import pytest
+import tiny
 import torch
 from metaworld import policies
 from numpy.linalg import norm
@@ -130,14 +131,13 @@ class TestTasks:
 
     def test_draws_do_not_need_physics(self) -> None:
         """As the library draws them itself; the rotation of lever-pull's object is read while it does."""
-        for name in ("lever-pull", "push"):
-            slow = metaworld.ML1(f"{name}-v3", seed=3)
-            for ours, theirs in zip(load_tasks(name, 3), slow.train_tasks + slow.test_tasks, strict=True):
-                assert ours.env_name == theirs.env_name
-                one, other = (pickle.loads(task.data) for task in (ours, theirs))
-                assert one.keys() == other.keys()
-                assert one["partially_observable"]
-                np.testing.assert_array_equal(one["rand_vec"], other["rand_vec"])
+        slow = metaworld.ML10(seed=3)
+        for ours, theirs in zip(load_tasks("ML10", 3), slow.train_tasks + slow.test_tasks, strict=True):
+            assert ours.env_name == theirs.env_name
+            one, other = (pickle.loads(task.data) for task in (ours, theirs))
+            assert one.keys() == other.keys()
+            assert one["partially_observable"]
+            np.testing.assert_array_equal(one["rand_vec"], other["rand_vec"])
 
     def test_a_benchmark_is_one_for_all(self) -> None:
         """Whatever the seed of environments, which decides about the order only (quirk W4)."""
@@ -248,6 +248,19 @@ class TestOrder:
         with pytest.raises(ValueError, match="`publish` holds 'task_id', .* names out of task, success$"):
             make(publish=["task_id"])
 
+    def test_classes_of_both_splits_together_have_no_numbers(self) -> None:
+        """Class 10 would have that of class 0."""
+        words = (
+            "`publish` holds 'task_id', .* out of task, success, and with `task_split` 'train' or 'test' also task_id$"
+        )
+        with pytest.raises(ValueError, match=words):
+            make(benchmark="ML10", publish=["task_id"])
+
+    def test_evaluation_reports_success_by_itself(self) -> None:
+        source = tiny.data(env="ML1-reach-v0", env_options={"num_workers": 0})
+        assert source.eval_options["publish"] == ("success",)
+        assert "publish" not in source.options
+
 
 class TestFixedTasks:
     """Tasks that are given, not drawn."""
@@ -303,6 +316,7 @@ class TestFixedTasks:
             ({"sparse_rewards": 1}, "`sparse_rewards` is 1: expected true or false"),
             ({"terminate_on_success": None}, "`terminate_on_success` is None: expected true or false"),
             ({"num_workers": -1}, "`num_workers` is -1: expected an integer of at least 0"),
+            ({"num_workers": True}, "`num_workers` is True: expected an integer of at least 0"),
             ({"task_split": "val"}, "`task_split` is 'val': expected 'all', 'train' or 'test'"),
         ],
     )

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ from matplotlib.figure import Figure
 from opengl import MISSING, needs_opengl, works
 
 from hyperrl.envs import make_env
-from hyperrl.envs.mujoco import rendering
 from hyperrl.envs.mujoco.base import MujocoMetaEnv
 from hyperrl.envs.mujoco.half_cheetah import HalfCheetahDir
 from hyperrl.envs.mujoco.rendering import GoalPicture, Landmark
+from hyperrl.workers import opengl
+from hyperrl.workers.metaworld import MetaWorldBatch, load_tasks
 
 ROBOTS = ["HalfCheetahDir-v0", "Walker2DRandParams-v0", "HopperRandParams-v0", "AntDir-v0"]
 GREEN = (0.0, 1.0, 0.0, 1.0)
@@ -261,6 +264,19 @@ class TestContexts:
         assert freed == [True]
 
     @needs_opengl
+    def test_freed_with_close(self) -> None:
+        """Also while somebody holds the environment; a second call is none too many."""
+        env = at(HalfCheetahDir(1))
+        expected = env.render_frame()
+        gone = weakref.ref(env._renderer)
+        env.close()
+        env.close()
+        gc.collect()
+        assert gone() is None
+        assert env.is_closed
+        assert np.array_equal(env.render_frame(), expected)  # made anew
+
+    @needs_opengl
     def test_any_thread_can_draw_and_free(self) -> None:
         env, other = at(HalfCheetahDir(1)), [at(HalfCheetahDir(1))]
         expected = env.render_frame()
@@ -318,19 +334,68 @@ except RuntimeError as error:
         self, wanted: str, system: str, installed: list[str], expected: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("MUJOCO_GL", wanted)
-        monkeypatch.setattr(rendering.platform, "system", lambda: system)
-        monkeypatch.setattr(rendering, "find_library", lambda name: f"lib{name}.so" if name in installed else None)
-        assert rendering._choose_backend() == expected
+        monkeypatch.setattr(opengl.platform, "system", lambda: system)
+        monkeypatch.setattr(opengl, "find_library", lambda name: f"lib{name}.so" if name in installed else None)
+        assert opengl.choose_backend() == expected
 
     def test_missing_library_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def fail(name: str) -> Any:
             raise AttributeError(f"no {name}")
 
         monkeypatch.setenv("MUJOCO_GL", "osmesa")
-        monkeypatch.setattr(rendering.importlib, "import_module", fail)
+        monkeypatch.setattr(opengl.importlib, "import_module", fail)
         env = at(HalfCheetahDir(1))
         with pytest.raises(RuntimeError, match=MISSING) as error:
             env.render_frame()
         assert "'osmesa' does not work here (AttributeError: no mujoco.osmesa)" in str(error.value)
         assert "set MUJOCO_GL" in str(error.value)
         assert "\n" not in str(error.value)
+
+    def test_window_without_a_display_is_an_error(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever goes on to draw in no context ends the process."""
+        empty = SimpleNamespace(GLContext=lambda width, height: SimpleNamespace(_context=None))
+        monkeypatch.setenv("MUJOCO_GL", "glfw")
+        monkeypatch.setattr(opengl.importlib, "import_module", lambda name: {"mujoco.glfw": empty}[name])
+        env = at(HalfCheetahDir(1))
+        with pytest.raises(RuntimeError, match=r"'glfw' does not work here \(RuntimeError: it made no context\)"):
+            env.render_frame()
+
+
+class TestMetaWorld:
+    """Its simulators are drawn by Gymnasium, in the same kind of context."""
+
+    @pytest.fixture
+    def arm(self) -> Iterator[MetaWorldBatch]:
+        batch = MetaWorldBatch(1, tasks=load_tasks("reach", 0))
+        batch.begin(0, 0)
+        yield batch
+        batch.close()
+
+    @needs_opengl
+    @pytest.mark.parametrize("wanted", [None, "", "on"])
+    def test_settings_of_the_process_stay(
+        self, wanted: str | None, arm: MetaWorldBatch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What is no kind of context is left to us, which is not what Gymnasium does."""
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        if wanted is not None:
+            monkeypatch.setenv("MUJOCO_GL", wanted)
+        assert arm.picture(0).std() > 10
+        assert os.environ.get("MUJOCO_GL") == wanted
+
+    @pytest.mark.parametrize(
+        ("installed", "expected"), [(["EGL", "OSMesa"], "egl"), (["OSMesa"], "osmesa"), ([], "glfw")]
+    )
+    def test_kind_of_context_is_that_of_robots(
+        self, installed: list[str], expected: str, arm: MetaWorldBatch, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(name: str) -> Any:
+            raise AttributeError(f"no\n{name}")
+
+        monkeypatch.delenv("MUJOCO_GL", raising=False)
+        monkeypatch.setattr(opengl.platform, "system", lambda: "Linux")
+        monkeypatch.setattr(opengl, "find_library", lambda name: f"lib{name}.so" if name in installed else None)
+        monkeypatch.setattr(opengl.importlib, "import_module", fail)
+        with pytest.raises(RuntimeError, match=MISSING) as error:
+            arm.picture(0)
+        assert f"{expected!r} does not work here (AttributeError: no mujoco.{expected})" in str(error.value)

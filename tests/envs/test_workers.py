@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import subprocess
 import sys
 import time
@@ -39,7 +40,7 @@ def reach(num_workers: int, **options: Any) -> MetaEnv:
 
 
 def ml10(num_workers: int, **options: Any) -> MetaEnv:
-    given = {"episode_length": 5, "publish": ["task", "task_id"]}
+    given = {"episode_length": 5, "task_split": "train", "publish": ["task", "task_id"]}
     return make_env("ML10-v0", 4, num_workers=num_workers, **given, **options)
 
 
@@ -133,6 +134,12 @@ class TestErrors:
         with pytest.raises(WorkerError, match="^worker 1 of 1: OSError: no such place"):
             pool.call("reset", np.arange(2))
         pool.close()
+
+    @pytest.mark.parametrize("build", [Count, partial(Count, bytes(2**24))])  # more than a pipe holds
+    def test_a_worker_that_dies_at_its_start(self, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "executable", shutil.which("false"))
+        with pytest.raises(WorkerError, match=r"^worker 1 of 1 has died \(exit code 1\)$"):
+            Pool(build, 2, 1).call("reset", np.arange(2))
 
     def test_what_a_worker_cannot_import_is_named(self) -> None:
         code = (

@@ -131,6 +131,11 @@ class MujocoMetaEnv(RobotPictures, MetaEnv):
         self._step_count = np.zeros(num_envs, dtype=np.int64)
         self._task: Array = np.zeros((num_envs, tasks.dim))
 
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Free what pictures are drawn with; the engine goes with the environment."""
+        super().close(raise_if_closed=raise_if_closed)
+        self._renderer = None
+
     # Written by a subclass ---------------------------------------------------------------------------------------
 
     def place(self) -> Array:
@@ -171,9 +176,11 @@ class MujocoMetaEnv(RobotPictures, MetaEnv):
 
     def reset_state(self, mask: Tensor) -> None:
         """Put the robots into their noisy initial state."""
+        rows = np.flatnonzero(mask.numpy(force=True))
+        if not len(rows):  # not known before on a GPU
+            return
         qpos = self.draw("qpos", self._random_qpos).numpy(force=True)
         qvel = self.draw("qvel", self._random_qvel).numpy(force=True)
-        rows = np.flatnonzero(mask.numpy(force=True))
         self._batch.reset(rows, stage=mujoco.mjtStage.mjSTAGE_NONE.value)
         self._qpos[rows], self._qvel[rows] = qpos[rows], qvel[rows]
         self._batch.forward(rows)

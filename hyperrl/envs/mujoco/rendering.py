@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
-import os
-import platform
 import weakref
 from collections.abc import Sequence
-from ctypes.util import find_library
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import mujoco
@@ -17,6 +13,7 @@ from numpy.typing import NDArray
 
 from hyperrl import keys
 from hyperrl.envs.rendering import Pictures
+from hyperrl.workers.opengl import missing, new_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -218,33 +215,14 @@ def _repaint(model: mujoco.MjModel) -> None:
 
 def _new_contexts(model: mujoco.MjModel) -> tuple[Any, mujoco.MjrContext]:
     """Return a context of OpenGL for pictures out of sight, and the engine's in it."""
-    name = _choose_backend()
     try:
-        backend = importlib.import_module(f"mujoco.{name}")
-        gl = backend.GLContext(model.vis.global_.offwidth, model.vis.global_.offheight)
-        if not gl._context:  # GLFW without a display; to go on would end the process
-            raise RuntimeError("it made no context")
+        gl = new_context(model.vis.global_.offwidth, model.vis.global_.offheight)
         with gl.as_current():
             context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
             mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
-    except Exception as error:  # whatever a missing library, driver or display leads to
-        raise RuntimeError(
-            f"pictures of robots need OpenGL, and {name!r} does not work here ({type(error).__name__}: {error}): "
-            "install libegl1 or libosmesa6, or set MUJOCO_GL to 'egl', 'osmesa' or 'glfw'"
-        ) from error
+    except Exception as error:
+        raise missing(error) from error
     return gl, context
-
-
-def _choose_backend() -> str:
-    """Return MUJOCO_GL if it names one; else the first that is installed out of those that need no display."""
-    wanted = os.environ.get("MUJOCO_GL", "").strip().lower()
-    if wanted in ("egl", "osmesa", "glfw", "cgl"):
-        return wanted
-    if platform.system() == "Linux":
-        for name, library in (("egl", "EGL"), ("osmesa", "OSMesa")):
-            if find_library(library):
-                return name
-    return "cgl" if platform.system() == "Darwin" else "glfw"
 
 
 def _free(gl: Any, context: mujoco.MjrContext) -> None:

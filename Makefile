@@ -35,7 +35,7 @@ fit: $(STAMP) ## train the quick start: RNN+HN on GridNavi
 	$(BIN)/hyperrl fit --config configs/experiment/quickstart.yaml $(ARGS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

@@ -262,7 +262,8 @@ def _list(args: list[str]) -> None:
     table = Table(Column("name", no_wrap=True), "what it is", box=None, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    # One line per name where another program reads them.
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
 
 
 def _also(name: str) -> str:

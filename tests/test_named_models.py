@@ -320,12 +320,13 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return leaves
 
 
-def distinct(experiments: dict[str, Path]) -> list[str]:
-    """One of all experiments with the same model and settings, whatever their values, which a file on top replaces."""
-    found: dict[tuple[str, ...], str] = {}
-    for name, path in experiments.items():
-        config = load(path)
-        found.setdefault((configuration.model_name(config), *sorted(flat(config["model"]))), name)
+def distinct(configs: dict[str, Path]) -> list[str]:
+    """One of all that set the same keys, and classes: what a file on top leaves of them depends on nothing else."""
+    found: dict[frozenset[tuple[str, Any]], str] = {}
+    for name, path in configs.items():
+        settings = flat(load(path)["model"])
+        kind = frozenset((key, value if key.endswith(".class_path") else None) for key, value in settings.items())
+        found.setdefault(kind, name)
     return list(found.values())
 
 
@@ -357,7 +358,7 @@ class TestComposition:
         own = load(configuration.shipped_configs("experiment")[experiment])
         env = next(name for name, path in ENVS.items() if load(path)["data"]["env"] == own["data"]["env"])
         sizes = {key: value for key, value in own["model"].get("encoder", {}).items() if key in SET_DECIDES}
-        for name in MODELS:
+        for name in distinct(MODELS):
             model, alone = (command_line.settings(x, f"model/{name}")["model"] for x in (experiment, env))
             PolicyConfig(**model["policy"])
             InferenceConfig(**model["inference"])

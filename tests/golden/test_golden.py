@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from aggregator_cases import run_aggregator
+from analysis_cases import run_analysis
 from buffer_cases import run_vae_buffer
 from collection import SHIPPED, collection, golden_directory, pending_rules
 from elbo_cases import run_decoder, run_elbo, run_state_gaussian, run_vae_kl
@@ -15,6 +16,7 @@ from grid_cases import run_grid
 from hall_cases import run_hall
 from init_cases import run_init
 from latent_cases import run_latent_for_policy
+from learning_curve_cases import run_learning_curves
 from mine_maze_cases import run_mine
 from model_cases import run_policy
 from planning_game_cases import run_planning_game
@@ -60,6 +62,8 @@ HANDLERS: dict[str, Callable[[Golden], None]] = {
     "elbo": run_elbo,
     "vae_kl": run_vae_kl,
     "state_gaussian": run_state_gaussian,
+    "learning_curves": run_learning_curves,
+    "analysis": run_analysis,
 }
 
 

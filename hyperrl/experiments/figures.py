@@ -1,0 +1,211 @@
+"""Pictures of comparisons: learning curves, adaptation curves and bars, each with its numbers as CSV beside it."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hyperrl.experiments.comparison import Comparison, Curve
+from hyperrl.experiments.tables import make_rows
+
+# Okabe and Ito's palette for all kinds of colour vision, without its yellow, which is too light for lines.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), "-", "--")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+_CROWD = 4  # from so many models on, bands are drawn lighter
+_DPI = 130
+
+
+class Look(NamedTuple):
+    """How a model is drawn in all panels."""
+
+    color: str
+    linestyle: str | tuple[int, tuple[int, ...]]
+    marker: str
+
+
+def looks(count: int) -> list[Look]:
+    """A look for each of several models, told apart by line and marker, too; after eight, line styles move on."""
+    return [
+        Look(COLOURS[index % 8], LINES[(index + index // 8) % 8], MARKERS[(index + index // 8) % 8])
+        for index in range(count)
+    ]
+
+
+def draw_comparison(
+    comparison: Comparison, path: Path, title: str = "", players: Mapping[str, float] | None = None
+) -> None:
+    """Draws learning curves and, where a task has several episodes, adaptation curves at their right.
+
+    Args:
+        comparison: what is drawn.
+        path: the picture; the numbers go to a file of the same name that ends in .csv.
+        title: above the picture; the environment by default.
+        players: further returns to draw as lines, by name.
+    """
+    curves = {choice.label: comparison.curve(choice) for choice in comparison.choices}
+    adaptations = {choice.label: comparison.adaptation(choice) for choice in comparison.choices}
+    adapting = {label: curve for label, curve in adaptations.items() if curve is not None and len(curve.x) > 1}
+    landmarks = {**comparison.landmarks, **(players or {})}
+    ratios = (2, 1) if adapting else (1,)
+    figure = Figure(figsize=(12 if adapting else 8, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
+    styles = dict(zip(curves, looks(len(curves)), strict=True))
+    for label, curve in curves.items():
+        _draw_curve(panels[0], curve, styles[label], len(curves), _legend(comparison, label))
+    _draw_landmarks(panels[0], landmarks)
+    panels[0].xaxis.set_major_formatter(lambda frames, _: f"{frames / 1e6:g}")
+    panels[0].set(xlabel="environment frames (millions)", ylabel=_unit(comparison.settings.metric))
+    panels[0].set_title(title or comparison.env)
+    for label, curve in adapting.items():
+        _draw_curve(panels[-1], curve, styles[label], len(curves), marker=styles[label].marker)
+    if adapting:
+        panels[1].set(xlabel="episode of a task", ylabel="return of the episode", title=_adaptation_title(comparison))
+        panels[1].update_datalim([(1, 0)])  # small differences shall look small
+        panels[1].autoscale_view()
+        panels[1].set_xticks(range(1, max(len(curve.x) for curve in adapting.values()) + 1))
+    _finish(figure, panels, _caption(comparison), path)
+    rows = [*_rows_of("learning", comparison, curves), *_rows_of("adaptation", comparison, adapting)]
+    rows += [("landmark", name, "", "", repr(value), "", "") for name, value in landmarks.items()]
+    write_numbers(path.with_suffix(".csv"), rows)
+
+
+def _legend(comparison: Comparison, label: str) -> str:
+    choice = next(choice for choice in comparison.choices if choice.label == label)
+    chosen = f", {choice.name}" if len(choice.scores) > 1 else ""
+    return f"{label}{'' if choice.is_complete else '*'}{chosen} (n = {len(choice.runs)})"
+
+
+def _unit(metric: str) -> str:
+    return "return of a task (sum over its episodes)" if metric.endswith("/return") else metric
+
+
+def _adaptation_title(comparison: Comparison) -> str:
+    return "adaptation (test)" if comparison.adapts_in == "test" else "adaptation at the best validation"
+
+
+def _caption(comparison: Comparison) -> str:
+    """What the lines and bands mean."""
+    settings, counts = comparison.settings, {len(choice.runs) for choice in comparison.choices}
+    parts = []
+    if max(counts) > 1:
+        parts.append(f"line: mean over n runs; band: {settings.percent:g} % bootstrap interval of it")
+    if 1 in counts and not settings.paper:
+        parts.append("one run: band of one standard error over its tasks")
+    if settings.smoothing:
+        parts.append(f"smoothed: trailing mean over {settings.smoothing:.0%} of the points".replace("%", " %"))
+    if not all(choice.is_complete for choice in comparison.choices):
+        parts.append("*: stopped early")
+    return "; ".join(parts)
+
+
+def _draw_curve(axes: Axes, curve: Curve, look: Look, count: int, label: str = "", marker: str = "") -> None:
+    """Draws a line with its band, or with bars where it has markers."""
+    axes.plot(
+        curve.x, curve.values, label=label, color=look.color, linestyle=look.linestyle, marker=marker, markersize=5
+    )
+    if marker and count > 1:
+        axes.errorbar(
+            curve.x, curve.values, (curve.values - curve.low, curve.high - curve.values), fmt="none", color=look.color
+        )
+    elif not np.isnan(curve.low).all():
+        axes.fill_between(
+            curve.x, curve.low, curve.high, color=look.color, alpha=0.22 if count < _CROWD else 0.12, linewidth=0
+        )
+
+
+def _draw_landmarks(axes: Axes, landmarks: Mapping[str, float], side: Literal["left", "right"] = "right") -> None:
+    """Known returns as thin lines with their names at one side; players that earn the same share one."""
+    axes.margins(y=0.09)  # for the name of the lowest line
+    players: dict[float, list[str]] = {}
+    for name, value in landmarks.items():
+        players.setdefault(value, []).append(name.replace("_", " "))
+    lowest = min(players, default=0)
+    place, sign = {"left": (0.0, 1), "right": (1.0, -1)}[side]
+    for value, names in players.items():
+        axes.axhline(value, color="0.6", linestyle=":", linewidth=1, zorder=0)
+        axes.annotate(
+            f"{', '.join(names)} {value:.1f}", (place, value), xycoords=("axes fraction", "data"),
+            xytext=(4 * sign, -10 if value == lowest and len(players) > 1 else 3), textcoords="offset points", ha=side,
+            fontsize=8, color="0.25", zorder=1.9,  # behind the curves
+            bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
+        )  # fmt: skip
+
+
+def _finish(figure: Figure, panels: Iterable[Axes], caption: str, path: Path) -> None:
+    """Adds legend and caption, and writes the file."""
+    for axes in panels:
+        axes.spines[["top", "right"]].set_visible(False)
+    legend = figure.legend(loc="outside lower center", ncols=4, frameon=False, handlelength=3.2, title=caption or None)
+    legend.get_title().set(fontsize=8, color="0.35")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+
+
+def draw_bars(comparison: Comparison, path: Path, title: str = "", players: Mapping[str, float] | None = None) -> None:
+    """Draws a panel of bars per quantity, mean and interval, lowest first.
+
+    Args:
+        comparison: what is drawn.
+        path: the picture; the numbers go to a file of the same name that ends in .csv.
+        title: above the picture; the environment by default.
+        players: further returns to draw as lines, by name.
+    """
+    rows = make_rows([comparison])
+    quantities = list(dict.fromkeys(row.quantity for row in rows))
+    styles = dict(zip([choice.label for choice in comparison.choices], looks(len(comparison.choices)), strict=True))
+    figure = Figure(figsize=(4.2 * len(quantities), 4.6), layout="constrained")
+    panels = figure.subplots(1, len(quantities), squeeze=False)[0]
+    landmarks = {**comparison.landmarks, **(players or {})}
+    numbers: list[Sequence[str]] = []
+    for axes, quantity in zip(panels, quantities, strict=True):
+        drawn = sorted((row for row in rows if row.quantity == quantity), key=lambda row: row.mean.value)
+        for place, row in enumerate(drawn):
+            mean = row.mean
+            axes.bar(place, mean.value, color=styles[row.model].color, width=0.7)
+            errors = [[mean.value - mean.low], [mean.high - mean.value]]
+            axes.errorbar(place, mean.value, errors, fmt="none", color="0.2", capsize=4)
+            numbers.append((quantity, row.model, str(row.n), str(place), *map(_text, mean)))
+        names = [f"{row.model}{'' if row.complete else '*'} (n = {row.n})" for row in drawn]
+        axes.set_xticks(range(len(drawn)), names, fontsize=8, rotation=30, ha="right", rotation_mode="anchor")
+        axes.axhline(0, color="0.2", linewidth=0.8)
+        axes.set_title(quantity)
+        if not (comparison.settings.paper and quantity == "auc"):
+            _draw_landmarks(axes, landmarks, "left")  # where the lowest bars are
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel(_unit(comparison.settings.metric))
+    figure.suptitle(title or comparison.env)
+    figure.supxlabel(
+        f"error bars: {comparison.settings.percent:g} % bootstrap interval of the mean", fontsize=8, color="0.35"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=_DPI)
+    write_numbers(path.with_suffix(".csv"), numbers)
+
+
+def _rows_of(panel: str, comparison: Comparison, curves: Mapping[str, Curve]) -> list[Sequence[str]]:
+    counts = {choice.label: len(choice.runs) for choice in comparison.choices}
+    return [
+        (panel, label, str(counts[label]), str(x), *map(_text, point))
+        for label, curve in curves.items()
+        for x, *point in zip(*curve, strict=True)
+    ]
+
+
+def _text(value: float) -> str:
+    """Six digits: all that a picture can show, and the same on every machine."""
+    return "" if np.isnan(value) else f"{value:.6g}"
+
+
+def write_numbers(path: Path, rows: Iterable[Sequence[str]]) -> None:
+    """Writes what a picture shows: panel, model, number of runs, place on the x axis, value and its interval."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerows(itertools.chain([("panel", "model", "n", "x", "value", "low", "high")], rows))

@@ -1,0 +1,165 @@
+"""A document whose tables and pictures come from files of runs, all rewritten from one manifest."""
+
+from __future__ import annotations
+
+import csv
+import re
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from hyperrl.configuration import nearest
+from hyperrl.errors import ConfigError
+from hyperrl.experiments.comparison import Comparison, Settings
+from hyperrl.experiments.figures import draw_bars, draw_comparison
+from hyperrl.experiments.runs import Run
+from hyperrl.experiments.sources import find_runs
+from hyperrl.experiments.tables import cells, make_rows, markdown
+
+MARKED = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
+KINDS: dict[str, Callable[..., None]] = {"curves": draw_comparison, "bars": draw_bars}
+
+
+def write_report(manifest: Path) -> list[Path]:
+    """Draws the pictures of a manifest and rewrites the tables of its document in place.
+
+    Paths in a manifest start at its directory. Its parts are described in docs/comparison.md.
+
+    Args:
+        manifest: YAML file.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        ConfigError: the manifest, or a file that it names, is not as it has to be.
+    """
+    if not manifest.is_file():
+        raise ConfigError(f"report: {manifest}: no such file; expected a manifest such as results/report.yaml")
+    content = yaml.safe_load(manifest.read_text(encoding="utf-8"))
+    _check("manifest", content, {"document", "pictures", "tables"})
+    root = manifest.parent
+    tables = {name: _table(root, name, entry) for name, entry in (content.get("tables") or {}).items()}
+    document = root / content["document"]
+    text = document.read_text(encoding="utf-8")
+    rewritten = fill(text, tables)
+    pictures = [_draw(root, entry) for entry in content.get("pictures") or ()]
+    document.write_text(rewritten, encoding="utf-8")
+    return [*pictures, document.resolve()]
+
+
+def fill(text: str, tables: Mapping[str, str]) -> str:
+    """Puts tables between their marks, `<!-- table NAME -->` and `<!-- /table -->`.
+
+    Raises:
+        ConfigError: a table has no mark, or a mark no table.
+    """
+    marks = [match["name"] for match in MARKED.finditer(text)]
+    for name in [*tables, *marks]:
+        if marks.count(name) != 1 or name not in tables:
+            where = (
+                f"{marks.count(name)} marks in the document, {'one' if name in tables else 'no'} table in the manifest"
+            )
+            raise ConfigError(
+                f"tables: {name} has {where}; expected one of each{nearest(name, {*tables, *marks} - {name})}"
+            )
+    return MARKED.sub(lambda match: f"{match[1]}\n{tables[match['name']]}\n{match[3]}", text)
+
+
+def _check(where: str, entry: Any, known: Iterable[str]) -> None:
+    """Refuses keys that nobody reads."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f"{where} is {str(entry)[:60]!r}; expected keys out of {', '.join(sorted(known))}")
+    for key in entry:
+        if key not in known:
+            raise ConfigError(f"{where}: {key}: expected one of {', '.join(sorted(known))}{nearest(key, known)}")
+
+
+def _runs(root: Path, entry: Mapping[str, Any]) -> list[Run]:
+    """The runs of an entry; `labels` chooses among them, in its order."""
+    sources = [source.rpartition("=") for source in entry["sources"]]
+    runs = find_runs(f"{label}{equals}{root / what}" for label, equals, what in sources)
+    labels = entry.get("labels")
+    if labels is None:
+        return runs
+    known = {run.label for run in runs}
+    for label in labels:
+        if label not in known:
+            raise ConfigError(f"labels: {label}: expected one of {', '.join(sorted(known))}{nearest(label, known)}")
+    return [run for label in labels for run in runs if run.label == label]
+
+
+def _comparisons(root: Path, entry: Mapping[str, Any]) -> list[Comparison]:
+    settings = entry.get("settings") or {}
+    _check("settings", settings, Settings.__dataclass_fields__)
+    return Comparison.of(_runs(root, entry), Settings(**settings))
+
+
+def _draw(root: Path, entry: Mapping[str, Any]) -> Path:
+    _check("pictures", entry, {"file", "kind", "sources", "labels", "settings", "title", "players"})
+    kind = entry.get("kind", "curves")
+    if kind not in KINDS:
+        raise ConfigError(f"kind is {kind}; expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
+    comparisons = _comparisons(root, entry)
+    if len(comparisons) > 1:
+        raise ConfigError(f"pictures: {entry['file']} has runs of several environments; expected one")
+    path = (root / entry["file"]).resolve()
+    KINDS[kind](comparisons[0], path, entry.get("title", ""), entry.get("players"))
+    return path
+
+
+def _table(root: Path, name: str, entry: Any) -> str:
+    """A table as Markdown: a CSV file as it is, one line per run, or a comparison."""
+    if isinstance(entry, str):
+        path = root / entry
+        if not path.is_file():
+            raise ConfigError(f"tables: {name}: {path}: no such file")
+        with path.open(newline="", encoding="utf-8") as file:
+            header, *lines = csv.reader(file)
+        return markdown(header, lines)
+    _check(f"tables: {name}", entry, {"sources", "labels", "columns", "settings"})
+    if "columns" in entry:
+        columns: dict[str, str] = entry["columns"]
+        return markdown(list(columns), lines_of_runs(_runs(root, entry), list(columns.values())))
+    comparisons = _comparisons(root, entry)
+    return markdown(*cells(make_rows(comparisons), comparisons[0].settings))
+
+
+def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[str]]:
+    """One line per run.
+
+    Args:
+        runs: the runs.
+        templates: what stands in each column, such as `{label}` or `{test/return:.2f}`; names are those of tags and
+            metrics (the newest value), `best/METRIC` (the highest one), `label`, and `frames` (at the last validation).
+            Where a run lacks one of them, the cell is empty.
+
+    Raises:
+        ConfigError: a name is unknown to all runs.
+    """
+    fields = [_fields(run) for run in runs]
+    known = set().union(*fields)
+    for template in templates:
+        for _, name, _, _ in string.Formatter().parse(template):
+            if name is not None and name not in known:
+                raise ConfigError(f"columns: {{{name}}}: no run has it{nearest(name, known)}")
+    return [[_cell(template, of) for template in templates] for of in fields]
+
+
+def _fields(run: Run) -> dict[str, Any]:
+    fields: dict[str, Any] = {**run.tags, "label": run.label}
+    for name, series in run.metrics.items():
+        fields |= {name: float(series.values[-1]), f"best/{name}": float(series.values.max())}
+    if "val/return" in run.metrics:
+        fields["frames"] = int(run.metrics["val/return"].frames[-1])
+    return fields
+
+
+def _cell(template: str, fields: Mapping[str, Any]) -> str:
+    try:
+        return template.format_map(fields)
+    except KeyError:
+        return ""

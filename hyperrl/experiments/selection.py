@@ -1,0 +1,156 @@
+"""The best hyper-parameters of a model: its runs are grouped by what differs, and the groups by a named rule."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hyperrl.configuration import nearest
+from hyperrl.errors import ConfigError
+from hyperrl.experiments.curves import Scores
+from hyperrl.experiments.runs import FINISHED, Run, matters
+
+Setting = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The setting of a model that was chosen.
+
+    Attributes:
+        label: of the model.
+        over: the hyper-parameters that were chosen from.
+        setting: their chosen values.
+        runs: the runs with that setting that count.
+        scores: the average of the rule over the runs of each setting.
+        incomplete: runs of the model that did not take part, or that did for want of better ones, with the reason.
+        pooled: hyper-parameters that differ between the runs of a setting.
+    """
+
+    label: str
+    over: tuple[str, ...]
+    setting: Setting
+    runs: tuple[Run, ...]
+    scores: dict[Setting, float]
+    incomplete: tuple[tuple[Run, str], ...]
+    pooled: tuple[str, ...]
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all of its runs are."""
+        excused = {run.id for run, _ in self.incomplete}
+        return not any(run.id in excused for run in self.runs)
+
+    @property
+    def name(self) -> str:
+        """The chosen values by the last parts of the keys; empty where nothing was to choose."""
+        keys = [key.rpartition(".")[2] for key in self.over]
+        return ", ".join(f"{key} {value}" for key, value in zip(keys, self.setting, strict=True))
+
+    def notes(self, rule: str) -> list[str]:
+        """What a reader has to know, as sentences."""
+        notes = []
+        if len(self.scores) > 1:
+            rivals = ", ".join(f"{'/'.join(setting)}: {score:.2f}" for setting, score in self.scores.items())
+            notes.append(f"{self.label}: {self.name} chosen by {rule} from {rivals}")
+        used = {run.id for run in self.runs}
+        for run, reason in self.incomplete:
+            fate = "shown, since there is no complete one" if run.id in used else "left out"
+            notes.append(f"{self.label}: run {run.id[:8]} (seed {run.seed}) is incomplete ({reason}): {fate}")
+        if self.pooled:
+            notes.append(f"{self.label}: runs that differ in {', '.join(self.pooled)} are counted together")
+        return notes
+
+
+def value(run: Run, key: str) -> str:
+    """A setting of a run; where its group is a single value, such as None, that one; empty where neither is known.
+
+    So a setting that older versions did not have yet is no difference to newer runs.
+    """
+    while key not in run.config and "." in key:
+        key = key.rpartition(".")[0]
+    return run.config.get(key, "")
+
+
+def varying(runs: Sequence[Run]) -> tuple[str, ...]:
+    """The settings in which runs differ, but for the seed and where things are read from and written to."""
+    keys = sorted(set().union(*(run.config for run in runs)))
+    return tuple(key for key in keys if matters(key) and len({value(run, key) for run in runs} - {""}) > 1)
+
+
+def incomplete(runs: Sequence[Run], metric: str) -> dict[str, str]:
+    """Why runs of a model cannot be compared with the others, by their ids: not finished, shorter, or not finite.
+
+    Shorter is a run that ends earlier than the longest one by more than its own steps between values.
+    """
+    longest = max(run.series(metric).frames[-1] for run in runs)
+    reasons = {}
+    for run in runs:
+        frames, values = run.series(metric)
+        step = np.diff(frames).max() if len(frames) > 1 else 0
+        if not np.isfinite(values).all():
+            reasons[run.id] = f"{metric} is not finite"
+        elif run.status != FINISHED:
+            reasons[run.id] = f"{run.status.lower()}, {frames[-1]:,} frames"
+        elif frames[-1] + step < longest:
+            reasons[run.id] = f"{frames[-1]:,} of {longest:,} frames"
+    return reasons
+
+
+def choose(
+    runs: Sequence[Run],
+    scores: Scores,
+    metric: str = "val/return",
+    over: Sequence[str] | None = None,
+    lowest: bool = False,
+    seeds: Collection[str] = (),
+    all_count: bool = False,
+) -> Choice:
+    """Chooses the setting with the best average; among equals, the one whose runs come first.
+
+    Args:
+        runs: of one model on one environment.
+        scores: the rule.
+        metric: what is scored.
+        over: the hyper-parameters to choose from; None takes all in which the runs differ.
+        lowest: whether the lowest average is the best.
+        seeds: seeds of the runs on which the choice rests; then only the others count as its result. Without any, all
+            runs serve for both, which is optimistic (quirk P2).
+        all_count: whether incomplete runs count like the others, as in the papers.
+
+    Raises:
+        ConfigError: nothing is left to choose from, a hyper-parameter is unknown, or no other seed is left.
+    """
+    reasons = {} if all_count else incomplete(runs, metric)
+    # A run stopped by hand may be all there is of a model: better shown with a mark than not at all.
+    counting = [run for run in runs if run.id not in reasons] or list(runs)
+    found = varying(counting)
+    keys = found if over is None else tuple(over)
+    known = set().union(*(run.config for run in runs))
+    for key in keys:
+        if key not in known:
+            raise ConfigError(f"over: {key}: no run has such a setting{nearest(key, known)}")
+    groups = _groups(counting, keys)
+    judged = {setting: [run for run in group if not seeds or run.seed in seeds] for setting, group in groups.items()}
+    judged = {setting: group for setting, group in judged.items() if group}
+    label = runs[0].label
+    if not judged:
+        raise ConfigError(f"choose_on: {' '.join(seeds)}: no complete run of {label} has such a seed")
+    flat = [run for group in judged.values() for run in group]
+    by_run = dict(zip([run.id for run in flat], scores([run.series(metric) for run in flat]), strict=True))
+    averages = {setting: float(np.mean([by_run[run.id] for run in group])) for setting, group in judged.items()}
+    best = min(averages, key=averages.__getitem__) if lowest else max(averages, key=averages.__getitem__)
+    result = [run for run in groups[best] if run.seed not in seeds]
+    if not result:
+        raise ConfigError(f"choose_on: {' '.join(seeds)}: no other seed of {label} is left to report")
+    left_out = tuple((run, reasons[run.id]) for run in runs if run.id in reasons)
+    return Choice(label, keys, best, tuple(result), averages, left_out, tuple(key for key in found if key not in keys))
+
+
+def _groups(runs: Sequence[Run], keys: Sequence[str]) -> dict[Setting, list[Run]]:
+    groups: dict[Setting, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(tuple(value(run, key) for key in keys), []).append(run)
+    return groups

@@ -1,4 +1,4 @@
-"""The command line: ``hyperrl fit | validate | test`` through LightningCLI, and ``hyperrl list``."""
+"""The command line: ``hyperrl fit | validate | test`` through LightningCLI, and typed functions as further commands."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from rich.table import Column, Table
 
 from hyperrl import configuration
 from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, FrameProgressBar
+from hyperrl.commands import COMMANDS, call_command
 from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import description, env_ids
 from hyperrl.errors import ConfigError, DivergedError, TrackingError
@@ -325,7 +326,8 @@ def run(args: list[str], test: bool = True) -> HyperRLCLI:
         auto_configure_optimizers=False,
         parser_kwargs={
             "prog": "hyperrl",
-            "description": "Meta-RL with hypernetworks. Besides: hyperrl list envs|models|experiments.",
+            "description": "Meta-RL with hypernetworks. Besides: "
+            f"hyperrl list envs|models|experiments, {', '.join(COMMANDS)}.",
         },
     )
 
@@ -339,6 +341,8 @@ def main() -> None:
     try:
         if args[:1] == ["list"]:
             _list(args[1:])
+        elif args and args[0] in COMMANDS:
+            call_command(args[0], args[1:], Parser)
         else:
             run(args)
     except (ConfigError, TrackingError, DivergedError, MisconfigurationException) as error:

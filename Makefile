@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test lint format types wheel bench clean
+.PHONY: help install fit test slow lint format types docs report wheel bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -35,7 +35,10 @@ fit: $(STAMP) ## train the quick start: RNN+HN on GridNavi
 	$(BIN)/hyperrl fit --config configs/experiment/quickstart.yaml $(ARGS)
 
 test: $(STAMP) ## run the test suite
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal -m 'not slow' $(ARGS)
+
+slow: $(STAMP) ## run the tests that take minutes: a sweep whose processes are killed
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .
@@ -48,6 +51,12 @@ format: $(STAMP) ## repair style
 types: $(STAMP) ## check types
 	$(BIN)/mypy
 
+docs: $(STAMP) ## build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+report: $(STAMP) ## rewrite the tables and training pictures of docs/results.md from results/
+	$(BIN)/hyperrl compare --report results/report.yaml
+
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
@@ -57,5 +66,5 @@ bench: $(STAMP) ## measure environments, generated layers and training
 	$(BIN)/python benchmarks/train.py --config configs/experiment/gridnavi_rnn_hn.yaml --frames 50000
 
 clean: ## remove .venv, build products and caches; runs/ stays
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache hyperrl/modules/*.so
+	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache hyperrl/modules/*.so
 	find . -name __pycache__ -prune -exec rm -rf {} +

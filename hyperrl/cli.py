@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from hyperrl import configuration
+from hyperrl.behaviour_figure import BehaviourFigure
 from hyperrl.callbacks import AdaptationTable, DivergenceReport, FrameBudget, FrameProgressBar
 from hyperrl.commands import COMMANDS, call_command
 from hyperrl.data.datamodule import MetaDataModule
@@ -251,10 +252,10 @@ def _resolve_configs(args: list[str]) -> list[str]:
 
 
 def _list(args: list[str]) -> None:
-    """``hyperrl list envs | models | experiments``: names and one line on each."""
-    groups = {"models": "model", "experiments": "experiment"}
+    """``hyperrl list envs | models | experiments | sweeps``: names and one line on each."""
+    groups = {"models": "model", "experiments": "experiment", "sweeps": "sweep"}
     if len(args) != 1 or args[0] not in ("envs", *groups):
-        raise ConfigError(f"list {' '.join(args)}: expected one of envs, models, experiments")
+        raise ConfigError(f"list {' '.join(args)}: expected one of envs, {', '.join(groups)}")
     if args[0] == "envs":
         rows = [(name, description(name)) for name in env_ids()]
     else:
@@ -283,6 +284,7 @@ def _callbacks() -> list[Callback]:
         AdaptationTable(),
         DivergenceReport(),
         InferenceFigure(),
+        BehaviourFigure(),
         SystemMetrics(),
         TrackingState(),
         last,
@@ -327,7 +329,7 @@ def run(args: list[str], test: bool = True) -> HyperRLCLI:
         parser_kwargs={
             "prog": "hyperrl",
             "description": "Meta-RL with hypernetworks. Besides: "
-            f"hyperrl list envs|models|experiments, {', '.join(COMMANDS)}.",
+            f"hyperrl list envs|models|experiments|sweeps, {', '.join(COMMANDS)}.",
         },
     )
 

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, auto_cli
 # Imported when called, for what they need takes seconds to import.
 COMMANDS = {
     "sweep": "hyperrl.experiments.sweep.command.sweep",
-    "compare": "hyperrl.experiments.compare.compare",
+    "compare": "hyperrl.experiments.comparison.command.compare",
     "analyze": "hyperrl.experiments.analysis.command.analyze",
     "video": "hyperrl.experiments.behaviour.command.video",
     "export": "hyperrl.experiments.export.export",
@@ -68,7 +68,7 @@ def _options(args: list[str]) -> Iterator[tuple[str, list[str]]]:
     """Each option's name and values, after those that stand before the first one, whose name is empty."""
     name, values = "", list[str]()
     for arg in args:
-        option = re.match(r"--([a-zA-Z][\w+-]*)(?:=(.*))?$", arg, re.DOTALL)
+        option = re.match(r"--([a-zA-Z][\w.+-]*)(?:=(.*))?$", arg, re.DOTALL)
         if option:
             yield name, values
             name, values = option[1].replace("-", "_"), [] if option[2] is None else [option[2]]

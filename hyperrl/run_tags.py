@@ -23,8 +23,12 @@ _log = logging.getLogger(__name__)
 _MAX_PER_CALL = 100
 _MAX_NAME = 250
 _MAX_VALUE = 250
+# Where things are read from and written to.
+NOT_IN_IDENTITY = re.compile(
+    r"(config|ckpt_path|weights_only|print_config|trainer\.(logger|default_root_dir)|checkpoint\.dirpath)\b"
+)
 # What may differ between the seeds of one group: where things are read from and written to, and the seed itself.
-_NOT_IN_GROUP = re.compile(
+NOT_IN_GROUP = re.compile(
     r"(config|ckpt_path|print_config|trainer\.(logger|default_root_dir))\b|(.*\.)?seed(_everything)?$"
 )
 
@@ -53,21 +57,46 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def config_tags(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the tags ``env``, ``model``, ``seed`` and ``group``; runs that differ only in the seed share a group.
+    """Return the tags ``env``, ``model``, ``seed``, ``group`` and ``identity``.
+
+    Runs that differ only in the seed share a ``group``; runs with the same ``identity`` (`flat_identity`) are one and
+    the same.
 
     ``env`` is the name of ``data.env`` and ``model`` that of ``model.name`` or of the model itself, where a name is
     text, a key ``name`` or ``id``, or the last part of a ``class_path``.
 
     Example:
-        >>> config_tags({"seed_everything": 3, "model": {"name": "rnn"}, "data": {"env": {"class_path": "envs.TMaze"}}})
-        {'env': 'TMaze', 'model': 'rnn', 'seed': '3', 'group': 'TMaze-rnn-aaa8dcff'}
+        >>> config = {"seed_everything": 3, "model": {"name": "rnn"}, "data": {"env": {"class_path": "envs.TMaze"}}}
+        >>> tags = config_tags(config)
+        >>> tags["env"], tags["model"], tags["seed"], tags["group"]
+        ('TMaze', 'rnn', '3', 'TMaze-rnn-aaa8dcff')
     """
     env = _short_name(_child(config.get("data"), "env")) or "unknown"
     model = _short_name(_child(config.get("model"), "name")) or _short_name(config.get("model")) or "unknown"
-    flat = {name: value for name, value in flatten(config).items() if not _NOT_IN_GROUP.match(name)}
-    digest = hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()[:8]
+    flat = flatten(config)
+    group = f"{env}-{model}-{_digest(flat, NOT_IN_GROUP)[:8]}"
     seed = config.get("seed_everything", config.get("seed"))
-    return {"env": env, "model": model, "seed": str(seed), "group": f"{env}-{model}-{digest}"}
+    return {"env": env, "model": model, "seed": str(seed), "group": group, "identity": flat_identity(flat)}
+
+
+def flat_identity(flat: Mapping[str, str]) -> str:
+    """Return what two runs have in common if and only if they are the same: a hash of configuration and seed.
+
+    Where things are read from and written to does not matter. The number in front is the version of this rule.
+
+    Args:
+        flat: The resolved configuration, as `flatten` returns it.
+
+    Example:
+        >>> flat_identity({"seed_everything": "3", "trainer.logger.init_args.save_dir": "runs"})
+        'v1-fc68ee3290cdb262b39ff3cd59a67e56'
+    """
+    return f"v1-{_digest(flat, NOT_IN_IDENTITY)[:32]}"
+
+
+def _digest(flat: Mapping[str, str], left_out: re.Pattern[str]) -> str:
+    kept = {name: value for name, value in flat.items() if not left_out.match(name)}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def _child(node: Any, key: str) -> Any:

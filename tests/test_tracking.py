@@ -429,6 +429,7 @@ def test_configuration_becomes_params_tags_and_artifact(make: MakeLogger) -> Non
     assert params["trainer.callbacks.1.class_path"] == "B"
     assert params["model.text"] == "z" * 250
     assert params["group"] == tags["group"]
+    assert params["identity"] == tags["identity"]
     assert "ignored" not in params
     assert (tags["env"], tags["model"], tags["seed"]) == ("T-Maze", "mine", "3")
     assert tags["group"].startswith("TMaze-splagger-")
@@ -445,6 +446,19 @@ def test_group_is_all_but_the_seed() -> None:
     assert group() == group(trainer={**CONFIG["trainer"], "logger": {"init_args": {"run_name": "b"}}})
     assert group() != group(model={"name": "splagger", "ppo": {"lr": 0.2}})
     assert group() != group(trainer={"max_epochs": 3})
+
+
+def test_identity_is_all_but_where_things_are() -> None:
+    def identity(**changes: Any) -> str:
+        return config_tags({**CONFIG, **changes})["identity"]
+
+    assert identity() == identity(ckpt_path="x", config=["a.yaml"], weights_only=True)
+    assert identity() == identity(trainer={**CONFIG["trainer"], "logger": {"init_args": {"run_name": "b"}}})
+    assert identity() == identity(checkpoint={"dirpath": "elsewhere"})
+    assert identity() != identity(seed_everything=4)
+    assert identity() != identity(model={"name": "splagger", "ppo": {"lr": 0.2}})
+    assert identity().startswith("v1-")
+    assert len(identity()) == 35
 
 
 def test_changed_params_of_a_resumed_run_are_a_tag(make: MakeLogger) -> None:

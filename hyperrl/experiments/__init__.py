@@ -1,1 +1,1 @@
-"""What is done with trained models: videos."""
+"""What is done with training runs and trained agents: sweeps, comparisons, analyses, pictures, export."""

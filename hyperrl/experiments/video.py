@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from tensordict import TensorDictBase
-from torchrl.envs.utils import ExplorationType, set_exploration_type, step_mdp
 
 from hyperrl import keys
 from hyperrl.envs import MetaEnv
 from hyperrl.errors import ConfigError
+from hyperrl.experiments.behaviour.playing import Actor, random_actor, steps
+from hyperrl.experiments.behaviour.recording import Recording
 
 _STRIP, _MARGIN, _FONT_SIZE = 24, 6, 13  # pixels
-Actor = Callable[[TensorDictBase], TensorDictBase]
 Picture = NDArray[np.uint8]
 
 
@@ -65,23 +63,39 @@ def play(
         ValueError: if there is no such environment.
         NotImplementedError: if the family has no picture.
     """
-    actor = actor or _random_actor(env, seed)
-    exploration = ExplorationType.RANDOM if sampled else ExplorationType.DETERMINISTIC
-    td = env.reset()
-    episode, step, total = 1, 0, 0.0
-    yield Moment(env.render_frame(index), episode, env.episodes_per_task, step, 0.0, total)
-    done = False
-    while not done:
-        with torch.no_grad(), set_exploration_type(exploration):  # not while the caller has the moment
-            stepped = env.step(actor(td))
-        after = stepped[keys.NEXT]
+    actor = actor or random_actor(env, seed)
+    start = env.reset()
+    episode, number, total = 1, 0, 0.0
+    yield Moment(env.render_frame(index), episode, env.episodes_per_task, number, 0.0, total)
+    for step in steps(env, start, actor, sampled):
+        after = step[keys.NEXT]
         reward, episode_done, done = (after[name][index].item() for name in (keys.REWARD, keys.EPISODE_DONE, keys.DONE))
-        step, total = step + 1, total + reward
-        yield Moment(env.render_frame(index), episode, env.episodes_per_task, step, reward, total)
+        number, total = number + 1, total + reward
+        yield Moment(env.render_frame(index), episode, env.episodes_per_task, number, reward, total)
+        if done:
+            return
         if episode_done:
-            episode, step = episode + 1, 0
-        if not done:  # others may be
-            td = env.maybe_reset(step_mdp(stepped))
+            episode, number = episode + 1, 0
+
+
+def moments(recording: Recording) -> Iterator[Moment]:
+    """The moments of a recording of which pictures were kept, as `play` yields them.
+
+    Args:
+        recording: a meta-episode.
+
+    Raises:
+        ConfigError: it has no pictures.
+    """
+    if "pictures" not in recording:
+        raise ConfigError("the recording has no pictures; expected one that was made with --pictures")
+    index, episodes = recording.info["pictures_of"], recording.info["episodes_per_task"]
+    yield Moment(recording["pictures"][0], 1, episodes, 0, 0.0, 0.0)
+    rewards = recording["reward"][index].astype(float)
+    for episode, each in enumerate(recording.episodes(index), 1):
+        for number, step in enumerate(range(each.start, each.stop), 1):
+            total = rewards[: step + 1].sum()
+            yield Moment(recording["pictures"][step + 1], episode, episodes, number, rewards[step], total)
 
 
 def with_caption(moment: Moment) -> Picture:
@@ -107,17 +121,36 @@ def write_video(path: str | Path, pictures: Iterable[Picture], frames_per_second
         ConfigError: if the name ends otherwise, what it needs is not installed, or another argument is out of range.
     """
     path = Path(path)
-    writers = {".gif": _write_gif, ".mp4": _write_mp4}
-    if path.suffix not in writers:
-        raise ConfigError(f"`path` is '{path}': expected a name that ends in {' or '.join(writers)}")
-    if not frames_per_second > 0:
-        raise ConfigError(f"`frames_per_second` is {frames_per_second!r}: expected a positive number")
+    check_video(path, frames_per_second)
     iterator = iter(pictures)
     first = next(iterator, None)
     if first is None:
         raise ConfigError("`pictures` is empty: expected at least one")
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers[path.suffix](path, chain([first], iterator), frames_per_second)
+    write = _write_gif if path.suffix == ".gif" else _write_mp4
+    write(path, chain([first], iterator), frames_per_second)
+
+
+def check_video(path: Path, frames_per_second: int) -> None:
+    """Refuse what `write_video` could not write, before anything is played.
+
+    Args:
+        path: as there.
+        frames_per_second: as there.
+
+    Raises:
+        ConfigError: the name ends otherwise, what it needs is not installed, or the speed is out of range.
+    """
+    if path.suffix not in (".gif", ".mp4"):
+        raise ConfigError(f"`path` is '{path}': expected a name that ends in .gif or .mp4")
+    if not frames_per_second > 0:
+        raise ConfigError(f"`frames_per_second` is {frames_per_second!r}: expected a positive number")
+    if path.suffix == ".mp4":
+        try:
+            import imageio_ffmpeg  # noqa: F401
+        except ModuleNotFoundError as error:
+            needed = "which needs ffmpeg: pip install 'hyperrl[video]', or .gif"
+            raise ConfigError(f"`path` is '{path}', {needed}") from error
 
 
 def _write_gif(path: Path, pictures: Iterator[Picture], frames_per_second: int) -> None:
@@ -129,10 +162,8 @@ def _write_gif(path: Path, pictures: Iterator[Picture], frames_per_second: int) 
 
 
 def _write_mp4(path: Path, pictures: Iterator[Picture], frames_per_second: int) -> None:
-    try:
-        import imageio_ffmpeg
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"`path` is '{path}', which needs ffmpeg: pip install 'hyperrl[video]', or .gif") from error
+    import imageio_ffmpeg
+
     first = _even(next(pictures))
     size = first.shape[1], first.shape[0]
     writer = imageio_ffmpeg.write_frames(str(path), size, fps=frames_per_second, macro_block_size=2)
@@ -149,21 +180,6 @@ def _even(picture: Picture) -> Picture:
     """The picture with even sides, which the format needs, at the price of a line."""
     height, width = (length - length % 2 for length in picture.shape[:2])
     return np.ascontiguousarray(picture[:height, :width])
-
-
-def _random_actor(env: MetaEnv, seed: int) -> Actor:
-    """Uniform actions from a generator of its own."""
-    generator = torch.Generator(env.device).manual_seed(seed)
-
-    def act(td: TensorDictBase) -> TensorDictBase:
-        if env.num_actions is not None:
-            action = torch.randint(env.num_actions, (env.num_envs,), generator=generator, device=env.device)
-        else:
-            low, high = env.action_spec.space.low, env.action_spec.space.high
-            action = low + (high - low) * torch.rand(low.shape, generator=generator, device=env.device)
-        return td.set(keys.ACTION, action)
-
-    return act
 
 
 @cache

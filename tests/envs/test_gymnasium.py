@@ -794,7 +794,6 @@ class TestThePage:
         assert [inner.force_mag for inner in stepped_by(env)] == td[keys.NEXT, keys.TASK][:, -1, 0].tolist()
         assert landmarks("my_env:my/CartPole-v0") == {}
 
-    @pytest.mark.slow
     @tiny.QUIET
     def test_the_command_line_trains_on_it_and_resumes_exactly(
         self, my_env: types.ModuleType, monkeypatch: pytest.MonkeyPatch

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.curves import align, common_scores, join, paper_curve, paper_scores, smooth
-from hyperrl.experiments.runs import Run, Series
-from hyperrl.experiments.selection import Choice, choose, varying
+from hyperrl.experiments.comparison.curves import align, common_scores, join, paper_curve, paper_scores, smooth
+from hyperrl.experiments.comparison.runs import Run, Series
+from hyperrl.experiments.comparison.selection import Choice, choose, varying
 
 
 def series(frames: list[int], values: list[float]) -> Series:

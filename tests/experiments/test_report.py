@@ -9,8 +9,8 @@ import pytest
 from matplotlib.image import imread
 
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.report import fill, lines_of_runs, write_report
-from hyperrl.experiments.runs import Run, make_series, write_runs
+from hyperrl.experiments.comparison.report import fill, lines_of_runs, write_report
+from hyperrl.experiments.comparison.runs import Run, make_series, write_runs
 
 ROOT = Path(__file__).parents[2]
 

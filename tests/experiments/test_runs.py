@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.runs import HEADER, Run, for_export, make_series, read_runs, write_runs
-from hyperrl.experiments.sources import find_runs, read_directory, read_experiment
+from hyperrl.experiments.comparison.runs import HEADER, Run, for_export, make_series, read_runs, write_runs
+from hyperrl.experiments.comparison.sources import find_runs, read_directory, read_experiment
 from hyperrl.tracking import MLflowLogger
 
 CONFIG = {

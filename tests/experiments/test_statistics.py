@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hyperrl.experiments.statistics import (
+from hyperrl.experiments.comparison.statistics import (
     Floats,
     estimate,
     estimate_improvement,

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from support import Golden
 
-from hyperrl.experiments.curves import paper_curve, paper_scores
-from hyperrl.experiments.runs import Run, Series
-from hyperrl.experiments.selection import choose
+from hyperrl.experiments.comparison.curves import paper_curve, paper_scores
+from hyperrl.experiments.comparison.runs import Run, Series
+from hyperrl.experiments.comparison.selection import choose
 
 RATES = ("lr_policy", "lr_vae")
 

@@ -65,7 +65,7 @@ def linear_separation(signal: Tensor, antisignal: Tensor) -> Tensor:
 
 def map_distance(signal: Tensor, antisignal: Tensor, seed: int) -> Tensor:
     """Mean distance of a signal from its opposite in a t-SNE map in two dimensions of all outputs."""
-    from sklearn.manifold import TSNE  # type: ignore[import-untyped]  # comes with MLflow; slow to import
+    from sklearn.manifold import TSNE  # comes with MLflow; slow to import
 
     points = _standardized(signal, antisignal)
     placed = TSNE(random_state=seed, perplexity=min(30, len(points) // 4)).fit_transform(points)

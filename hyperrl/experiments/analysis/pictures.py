@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hyperrl.experiments.statistics import mean_band
+from hyperrl.experiments.comparison.statistics import mean_band
 
 Curves = Mapping[str, NDArray[np.float64]]
 """Values ``[agents, steps]`` by the name of the model."""

@@ -12,8 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hyperrl.experiments.comparison import Comparison, Curve
-from hyperrl.experiments.tables import make_rows
+from hyperrl.experiments.comparison.comparison import Comparison, Curve
+from hyperrl.experiments.comparison.tables import make_rows
 
 # Okabe and Ito's palette for all kinds of colour vision, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")

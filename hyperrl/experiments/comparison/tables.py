@@ -12,9 +12,9 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from hyperrl.experiments.comparison import Comparison, Quantity, Settings
-from hyperrl.experiments.runs import Floats
-from hyperrl.experiments.statistics import Estimate, estimate, estimate_improvement, interquartile_mean
+from hyperrl.experiments.comparison.comparison import Comparison, Quantity, Settings
+from hyperrl.experiments.comparison.runs import Floats
+from hyperrl.experiments.comparison.statistics import Estimate, estimate, estimate_improvement, interquartile_mean
 
 ALL = "all, normalised"
 

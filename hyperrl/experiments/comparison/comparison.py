@@ -14,10 +14,19 @@ from numpy.typing import NDArray
 from hyperrl import envs
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.curves import Measure, Scores, align, common_scores, join, paper_curve, paper_scores, smooth
-from hyperrl.experiments.runs import Floats, Run
-from hyperrl.experiments.selection import Choice, choose
-from hyperrl.experiments.statistics import mean_band
+from hyperrl.experiments.comparison.curves import (
+    Measure,
+    Scores,
+    align,
+    common_scores,
+    join,
+    paper_curve,
+    paper_scores,
+    smooth,
+)
+from hyperrl.experiments.comparison.runs import Floats, Run
+from hyperrl.experiments.comparison.selection import Choice, choose
+from hyperrl.experiments.comparison.statistics import mean_band
 
 Quantity = Literal["mean", "final", "auc", "best", "test"]
 PAPER_LEVEL, LEVEL = 68.0, 95.0
@@ -25,7 +34,7 @@ PAPER_LEVEL, LEVEL = 68.0, 95.0
 
 @dataclass(frozen=True)
 class Settings:
-    """How runs are compared; the arguments of `hyperrl.experiments.compare.compare` of the same names."""
+    """How runs are compared; the arguments of `hyperrl.experiments.comparison.command.compare` of the same names."""
 
     metric: str = "val/return"
     rule: Measure = "mean"

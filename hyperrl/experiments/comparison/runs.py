@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
-from hyperrl.run_tags import _NOT_IN_GROUP, _NOT_IN_IDENTITY
+from hyperrl.run_tags import NOT_IN_GROUP, NOT_IN_IDENTITY
 
 HEADER = ("run", "kind", "name", "frames", "value")
 SEED = "seed_everything"
@@ -144,7 +144,7 @@ def _kept(run: Run, id_length: int) -> Run:
 
 def matters(setting: str) -> bool:
     """Whether a setting is more than the seed, or where things are read from and written to."""
-    return not (_NOT_IN_GROUP.match(setting) or _NOT_IN_IDENTITY.match(setting))
+    return not (NOT_IN_GROUP.match(setting) or NOT_IN_IDENTITY.match(setting))
 
 
 def spread(length: int, count: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import yaml
 
 from hyperrl import configuration
 from hyperrl.errors import ConfigError, TrackingError
-from hyperrl.experiments.runs import FINISHED, KEPT, THINNED, Run, make_series, read_runs, tag_filter
+from hyperrl.experiments.comparison.runs import FINISHED, KEPT, THINNED, Run, make_series, read_runs, tag_filter
 from hyperrl.outbox import MetricsFile, connect, reason, without_password
 from hyperrl.run_tags import config_tags, flatten
 

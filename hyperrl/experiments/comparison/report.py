@@ -13,11 +13,11 @@ import yaml
 
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.comparison import Comparison, Settings
-from hyperrl.experiments.figures import draw_bars, draw_comparison
-from hyperrl.experiments.runs import Run
-from hyperrl.experiments.sources import find_runs
-from hyperrl.experiments.tables import cells, make_rows, markdown
+from hyperrl.experiments.comparison.figures import draw_bars, draw_comparison
+from hyperrl.experiments.comparison.comparison import Comparison, Settings
+from hyperrl.experiments.comparison.runs import Run
+from hyperrl.experiments.comparison.sources import find_runs
+from hyperrl.experiments.comparison.tables import cells, make_rows, markdown
 
 MARKED = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
 KINDS: dict[str, Callable[..., None]] = {"curves": draw_comparison, "bars": draw_bars}

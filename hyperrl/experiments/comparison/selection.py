@@ -9,8 +9,8 @@ import numpy as np
 
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.curves import Scores
-from hyperrl.experiments.runs import FINISHED, Run, matters
+from hyperrl.experiments.comparison.curves import Scores
+from hyperrl.experiments.comparison.runs import FINISHED, Run, matters
 
 Setting = tuple[str, ...]
 

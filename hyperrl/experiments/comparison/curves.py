@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.integrate import trapezoid
 
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.runs import Floats, Series, spread
+from hyperrl.experiments.comparison.runs import Floats, Series, spread
 
 POINTS = 200
 Measure = Literal["mean", "final", "auc", "best"]

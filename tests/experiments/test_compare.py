@@ -11,8 +11,8 @@ from matplotlib.image import imread
 
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.command import compare
-from hyperrl.experiments.comparison.figures import COLOURS, looks
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
+from hyperrl.experiments.comparison.figures import COLOURS, looks
 from hyperrl.experiments.comparison.runs import Run, make_series, read_runs, write_runs
 from hyperrl.experiments.comparison.tables import ALL, cells, make_rows, markdown
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison import tables
+from hyperrl.experiments.comparison.comparison import Comparison, Quantity, Settings
 from hyperrl.experiments.comparison.curves import Measure
 from hyperrl.experiments.comparison.figures import draw_bars, draw_comparison
-from hyperrl.experiments.comparison.comparison import Comparison, Quantity, Settings
 from hyperrl.experiments.comparison.report import write_report
 from hyperrl.experiments.comparison.runs import for_export, split, write_runs
 from hyperrl.experiments.comparison.sources import find_runs

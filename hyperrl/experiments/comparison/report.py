@@ -13,8 +13,8 @@ import yaml
 
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
-from hyperrl.experiments.comparison.figures import draw_bars, draw_comparison
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
+from hyperrl.experiments.comparison.figures import draw_bars, draw_comparison
 from hyperrl.experiments.comparison.runs import Run
 from hyperrl.experiments.comparison.sources import find_runs
 from hyperrl.experiments.comparison.tables import cells, make_rows, markdown

@@ -19,13 +19,13 @@ from hyperrl.experiments.comparison.statistics import (
     resample,
 )
 
-FIXTURE = Path(__file__).parents[1] / "data" / "rliable.npz"
+FIXTURE = Path(__file__).parent / "data" / "rliable.npz"
 STATISTICS = {"mean": mean, "iqm": interquartile_mean}
 
 
 @pytest.fixture(scope="module")
 def published() -> dict[str, Floats]:
-    """What rliable 1.2.0 made of scores `[runs, tasks]`; see tests/data/generate_rliable.py."""
+    """What rliable 1.2.0 made of scores `[runs, tasks]`; see tests/experiments/data/generate_rliable.py."""
     with np.load(FIXTURE) as archive:
         return {name: archive[name] for name in archive.files}
 

@@ -189,7 +189,7 @@ class Comparison:
     @cached_property
     def adapts_in(self) -> str:
         """Where the returns of episodes come from: `test` if all runs were tested, or else `val`."""
-        tested = all("test/return_episode_1" in run.metrics for choice in self.choices for run in choice.runs)
+        tested = all("test/return" in run.metrics for choice in self.choices for run in choice.runs)
         return "test" if tested else "val"
 
     def _episodes(self, run: Run) -> list[float]:

@@ -1,7 +1,7 @@
 """Makes `rliable.npz`: what the published package computes for a stored array of scores.
 
     python -m venv /tmp/rliable && /tmp/rliable/bin/pip install rliable==1.2.0 "pandas<3" "numpy<2.3"
-    /tmp/rliable/bin/python tests/data/generate_rliable.py
+    /tmp/rliable/bin/python tests/experiments/data/generate_rliable.py
 
 Made with rliable 1.2.0, arch 7.2.0, numpy 2.2.6, scipy 1.17.1. HyperRL does not depend on it.
 """

@@ -189,7 +189,8 @@ class Comparison:
     @cached_property
     def adapts_in(self) -> str:
         """Where the returns of episodes come from: `test` if all runs were tested, or else `val`."""
-        tested = all("test/return" in run.metrics for choice in self.choices for run in choice.runs)
+        runs = [run for choice in self.choices for run in choice.runs]
+        tested = all(any(name.startswith("test/return_episode_") for name in run.metrics) for run in runs)
         return "test" if tested else "val"
 
     def _episodes(self, run: Run) -> list[float]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, auto_cli
 
+from hyperrl.errors import ConfigError
+
 # Imported when called, for what they need takes seconds to import.
 COMMANDS = {
     "sweep": "hyperrl.experiments.sweep.command.sweep",
@@ -33,7 +35,10 @@ def call_command(name: str, args: list[str], parser_class: type[ArgumentParser])
     function = getattr(importlib.import_module(module), attribute)
     description = (inspect.getdoc(function) or "").partition("\n\n")[0]
     args = with_values(function, args)
-    return auto_cli(function, args=args, parser_class=parser_class, prog=f"hyperrl {name}", description=description)
+    try:
+        return auto_cli(function, args=args, parser_class=parser_class, prog=f"hyperrl {name}", description=description)
+    except OSError as error:  # a folder that is a file, a full disk, no permission
+        raise ConfigError(f"{error.filename}: {error.strerror}") from error
 
 
 def with_values(function: Callable[..., Any], args: list[str]) -> list[str]:
@@ -45,23 +50,38 @@ def with_values(function: Callable[..., Any], args: list[str]) -> list[str]:
 
     Example:
         >>> def compare(sources: list[str], seeds: list[int] | None = None, paper: bool = False) -> None: ...
-        >>> with_values(compare, ["a", "b", "--seeds", "1", "2", "--paper"])
+        >>> with_values(compare, ["a", "--seeds", "1", "2", "--paper", "b"])
         ['["a", "b"]', '--seeds=[1,2]', '--paper=true']
     """
     if "-h" in args or "--help" in args:
         return args
     parameters = inspect.signature(function).parameters.values()
     kinds = {parameter.name: str(parameter.annotation) for parameter in parameters}
-    kinds[""] = next((kinds[parameter.name] for parameter in parameters if parameter.default is parameter.empty), "")
-    result: list[str] = []
+    required = [parameter.name for parameter in parameters if parameter.default is parameter.empty]
+    positional: list[str] = []
+    options: list[str] = []
     for name, values in _options(args):
         kind = kinds.get(name, "")
-        if kind.startswith("list") and (values or not name) and not "".join(values).startswith("["):
-            values = [json.dumps(values) if "str" in kind else f"[{','.join(values)}]"]
+        if not name:
+            positional += values
+        elif kind.startswith(("list", "tuple")) and values:
+            options.append(f"--{name}={_as_list(kind, values)}")
         elif kind.startswith("bool") and values[:1] not in (["true"], ["false"]):
-            values = ["true", *values]
-        result += [f"--{name}={values[0]}", *values[1:]] if name and values else [f"--{name}"] if name else values
-    return result
+            options.append(f"--{name}=true")
+            positional += values
+        else:
+            options += [f"--{name}={value}" for value in values[:1]] or [f"--{name}"]
+            positional += values[1:]
+    if required and kinds[required[0]].startswith("list"):
+        positional = [_as_list(kinds[required[0]], positional)]
+    return [*positional, *options]
+
+
+def _as_list(kind: str, values: list[str]) -> str:
+    """Values as one that the parser reads as a list; as they are, where they are one already."""
+    if values and values[0].startswith("["):
+        return " ".join(values)
+    return json.dumps(values) if "str" in kind else f"[{','.join(values)}]"
 
 
 def _options(args: list[str]) -> Iterator[tuple[str, list[str]]]:

@@ -20,6 +20,7 @@ from hyperrl.experiments.analysis.quantities import QUANTITIES, Name, Quantity
 
 PUBLISHED = ("model/rnn_hn", "model/amrl", "model/splagger", "model/splagger_no_rnn")
 STEPS, STRONG_STEPS = 100, 2000
+PICTURES = (".png", ".pdf", ".svg")
 
 
 def analyze(
@@ -80,6 +81,8 @@ def analyze(
     what = QUANTITIES[quantity]
     _check_options(quantity, what, inputs, trajectories, strong)
     _check_numbers(models, agents, runs, ci)
+    path = output or Path(f"analysis_{quantity}.png")
+    _check_picture(path, limits)
     length = (STRONG_STEPS if strong else STEPS) if steps is None else steps
     synthetic = Synthetic(length, scale, strong, strong_probability, strong_block)
     feed = Feed(synthetic, what.runs if runs is None else runs, inputs or "noise", trajectories, steps)
@@ -88,7 +91,6 @@ def analyze(
         for name, model in _read(models).items()
     }
 
-    path = output or Path(f"analysis_{quantity}.png")
     looks: dict[str, Any] = {
         "title": title or what.title,
         "label": what.label,
@@ -125,6 +127,15 @@ def _check_numbers(models: list[str], agents: int, runs: int | None, ci: float) 
             raise ConfigError(f"{name} is {value}; expected at least 1")
     if not 0 < ci < 100:
         raise ConfigError(f"ci is {ci}; expected a number of percent between 0 and 100")
+
+
+def _check_picture(path: Path, limits: tuple[float | None, float | None]) -> None:
+    """Refuses what would fail after everything is computed."""
+    if path.suffix not in PICTURES:
+        raise ConfigError(f"output is {path}; expected a name that ends in {', '.join(PICTURES)}")
+    lower, upper = limits
+    if lower is not None and upper is not None and lower >= upper:
+        raise ConfigError(f"limits is {list(limits)}; expected the lower end first")
 
 
 def _read(models: list[str]) -> dict[str, Model]:

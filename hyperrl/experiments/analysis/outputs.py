@@ -65,10 +65,10 @@ def linear_separation(signal: Tensor, antisignal: Tensor) -> Tensor:
 
 def map_distance(signal: Tensor, antisignal: Tensor, seed: int) -> Tensor:
     """Mean distance of a signal from its opposite in a t-SNE map in two dimensions of all outputs."""
-    from sklearn.manifold import TSNE  # comes with MLflow; slow to import
+    from sklearn.manifold import TSNE  # slow to import
 
     points = _standardized(signal, antisignal)
-    placed = TSNE(random_state=seed, perplexity=min(30, len(points) // 4)).fit_transform(points)
+    placed = TSNE(random_state=seed, perplexity=max(1, min(30, len(points) // 4))).fit_transform(points)
     a, b = torch.from_numpy(placed.astype(np.float64)).view(2, *signal.shape[:2], 2)
     return norm(a - b)
 

@@ -10,6 +10,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -211,6 +212,27 @@ class Outbox:
             for first in range(0, len(metrics), _MAX_METRICS):
                 self.client.log_batch(self.run_id, metrics=metrics[first : first + _MAX_METRICS])
             self.file.mark(sent=end)
+
+
+@contextmanager
+def reached(tracking_uri: str) -> Iterator[None]:
+    """Turn whatever goes wrong with MLflow into one line; MLflow and its stores raise errors of many kinds.
+
+    Args:
+        tracking_uri: Where MLflow is.
+
+    Raises:
+        TrackingError: If the context raises anything.
+    """
+    try:
+        yield
+    except TrackingError:
+        raise
+    except Exception as error:
+        raise TrackingError(
+            f"MLflow cannot be used at {without_password(tracking_uri)} ({reason(error)}): start that server, or set"
+            " MLFLOW_TRACKING_URI to another one, or unset it to use a local file."
+        ) from error
 
 
 def connect(tracking_uri: str) -> MlflowClient:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.image import imread
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.command import compare
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
-from hyperrl.experiments.comparison.figures import COLOURS, looks
+from hyperrl.experiments.comparison.figures import COLOURS, looks, sideways
 from hyperrl.experiments.comparison.runs import Run, make_series, read_runs, write_runs
 from hyperrl.experiments.comparison.tables import ALL, cells, make_rows, markdown
 
@@ -126,13 +127,36 @@ class TestTable:
             ({"level": 100}, "level is 100; expected a number from 0 to below 100"),
             ({"smoothing": -0.1}, "smoothing is -0.1; expected a number from 0 to below 1"),
             ({"last": 1}, "last is 1; expected a number from 0 to below 1"),
+            ({"level": "abc"}, "level is abc; expected a number from 0 to below 100"),
+            ({"rule": "bset"}, r"rule is bset; expected one of mean, final, auc, best; did you mean best\?"),
+            ({"direction": "up"}, "direction is up; expected one of max, min"),
+            ({"quantities": ["finall"]}, r"quantities is finall; expected one of .*; did you mean final\?"),
+            ({"quantities": "final"}, "quantities is 'final'; expected a list of names"),
+            ({"quantities": ["test"], "metric": "val/return_episode_1"}, "quantities: test: no model has them"),
+            ({"over": "model.ppo.lr"}, "over is 'model.ppo.lr'; expected a list of names"),
+            ({"choose_on": 1}, "choose_on is 1; expected a list of whole numbers"),
+            ({"paper": "no"}, "paper is 'no'; expected true or false"),
+            ({"metric": 3}, "metric is 3; expected a name"),
+            ({"seed": -1}, "seed is -1; expected a whole number that is not negative"),
+            ({"until": "all"}, "until is all; expected a whole number that is not negative"),
+            ({"until": 100}, "until is 100; expected more than 100, where run .* begins"),
             ({"baseline": "othr"}, r"baseline is othr; expected one of fast, other; did you mean other\?"),
             ({"metric": "val/retrun"}, r"metric val/retrun: run .* of fast has none; did you mean val/return\?"),
         ],
     )
     def test_wrong_settings(self, settings: dict[str, object], message: str) -> None:
         with pytest.raises(ConfigError, match=message):
-            compared(some_runs(), **settings)
+            make_rows([compared(some_runs(), **settings)])
+
+    def test_test_is_of_validated_metrics(self) -> None:
+        """A metric of training has no test; its own last value is none."""
+        runs = [replace(run, metrics={**run.metrics, "train/x": run.metrics["val/return"]}) for run in some_runs()]
+        assert {row.quantity for row in make_rows([compared(runs, metric="train/x")])} == {"final", "best", "auc"}
+        scores = compared(runs, metric="test/return").scores("test")
+        assert {label: values.tolist() for label, values in scores.items()} == {
+            "fast": [32, 33, 34],
+            "other": [11, 12, 13],
+        }
 
 
 class TestCurves:
@@ -165,14 +189,35 @@ class TestCurves:
         assert comparison.adapts_in == "test"
         assert comparison.adaptation(comparison.choices[0]).values.tolist() == [1, 4, 9, 16]
 
+    def test_adaptation_over_the_episodes_that_all_have(self) -> None:
+        """Runs with tasks of four and of two episodes, counted together."""
+        long, short = a_run("m", 1, [1, 8, 3]), a_run("m", 2, [1, 4, 6])
+        names = [name for name in short.metrics if name[-1] not in "34"]
+        short = replace(short, metrics={name: short.metrics[name] for name in names})
+        comparison = compared([long, short])
+        curve = comparison.adaptation(comparison.choices[0])
+        assert curve.x.tolist() == [1, 2]
+        assert curve.values.tolist() == [(2 + 1.5) / 2] * 2
+
+    def test_error_bars_stand_side_by_side(self) -> None:
+        """Where there are any; a single model stays where it is."""
+        comparison = compared(some_runs())
+        curves = [comparison.adaptation(choice) for choice in comparison.choices]
+        assert sideways(curves) == pytest.approx([-0.04, 0.04])
+        assert sideways(curves * 8) == pytest.approx(np.linspace(-0.15, 0.15, 16))
+        assert sideways(curves[:1]) == [0]
+        single = compared([a_run(name, 1, [1, 2]) for name in "ab"])
+        assert sideways([single.adaptation(choice) for choice in single.choices]) == pytest.approx([0, 0])
+
     def test_landmarks_only_where_they_hold(self) -> None:
         run = a_run("m", 1, [1, 2])
         assert compared([run]).landmarks["bayes_optimal"] == 37.2143
         assert compared([run], metric="val/return_episode_1").landmarks == {}
         fewer = Run(run.id, run.tags, run.config, {k: v for k, v in run.metrics.items() if not k.endswith("episode_4")})
         one_task = Run(run.id, run.tags, {"data.env_options.fixed_task": "[3, 4]"}, run.metrics)
+        more = a_run("m", 1, [1, 2], **{"val/return_episode_5": 1.0})
         held_out = Run(run.id, run.tags, {"data.held_out": "0.2"}, run.metrics)
-        for other in (fewer, one_task, held_out, a_run("m", 1, [1, 2], env="Elsewhere-v0")):
+        for other in (fewer, more, one_task, held_out, a_run("m", 1, [1, 2], env="Elsewhere-v0")):
             assert compared([other]).landmarks == {}
 
     def test_models_look_different(self) -> None:
@@ -234,6 +279,42 @@ class TestCommand:
             compare([str(path)], plot=tmp_path / "x.png")
         compare([str(path)], where=[f"env={ENV}"], plot=tmp_path / "x.png")
         assert (tmp_path / "x.png").exists()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"players": ["x=abc"]}, "players: x is abc; expected a number"),
+            ({"players": ["x=nan"]}, "players: x is nan; expected a number"),
+            ({"plot": "a.xyz"}, r"plot is .*a\.xyz; expected a file that ends in \.png, \.pdf, \.svg"),
+            ({"bars": "a.csv"}, r"bars is .*a\.csv; expected a file that ends in"),
+            (
+                {"csv": "a.csv", "bars": "a.png"},
+                r"bars is .*a\.png; expected another name, since csv writes .*a\.csv, too",
+            ),
+            ({"plot": "a.png", "bars": "a.png"}, "bars is .*; expected another name, since plot writes"),
+            ({"plot": "a.png", "bars": "a.svg"}, r"since plot writes .*a\.csv, too"),
+            ({"export": "a.csv", "last": 2}, "last is 2"),
+            ({"export": "a.csv", "baseline": "nobody"}, "baseline is nobody"),
+            ({"export": "a.csv", "quantities": ["finall"]}, "quantities is finall"),
+        ],
+    )
+    def test_mistakes_write_nothing(self, options: dict, message: str, stored: str, tmp_path: Path) -> None:
+        files = {name: tmp_path / value for name, value in options.items() if isinstance(value, str) and "." in value}
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ConfigError, match=message):
+            compare([stored], **{**options, **files})
+        assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_report_takes_nothing_else(self, tmp_path: Path) -> None:
+        manifest = tmp_path / "report.yaml"
+        manifest.write_text("document: doc.md")
+        (tmp_path / "doc.md").write_text("no table\n")
+        for options, name in (({"rule": "best"}, "rule is best"), ({"csv": tmp_path / "x.csv"}, "csv is")):
+            with pytest.raises(ConfigError, match=f"{name}.*; expected nothing beside report"):
+                compare([], report=manifest, **options)
+        with pytest.raises(ConfigError, match=r"sources is \['a.csv'\]; expected nothing beside report"):
+            compare(["a.csv"], report=manifest)
+        compare([], report=manifest)
 
     def test_numbers_are_the_same_each_time(self, stored: str, tmp_path: Path) -> None:
         for name in ("one", "two"):

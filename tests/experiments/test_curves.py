@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -97,6 +99,22 @@ class TestScores:
         assert common_scores("final", 0.5)([series([100, 140, 160, 200], [0, 1, 2, 4])]) == pytest.approx([3])
         assert common_scores("final", 0)(self.CURVES) == pytest.approx([2, 4])
 
+    def test_all_points_count_however_many(self) -> None:
+        """Of a thousand points, one is outstanding, and the last tenth rises: thinned curves would miss both."""
+        values = np.zeros(1000)
+        values[777], values[901:] = 100, np.arange(99) % 2
+        curve = series(list(range(1000)), list(values))
+        assert common_scores("best")([curve]) == 100
+        assert common_scores("mean")([curve]) == pytest.approx(values.mean(), abs=1e-12)
+        assert common_scores("final")([curve]) == pytest.approx(values[900:].mean(), abs=1e-12)
+        assert common_scores("auc")([curve]) == pytest.approx((values.sum() - values[-1] / 2) / 999, abs=1e-12)
+
+    def test_best_is_a_value_of_the_run_itself(self) -> None:
+        """Where the others end, the line between two points is no validation."""
+        rising, short = series([0, 10, 20], [0, 1, 9]), series([0, 15], [2, 2])
+        assert common_scores("best")([rising, short]) == pytest.approx([1, 2])
+        assert common_scores("best", lowest=True)([series([0, 20], [4, 2]), series([5, 15], [0, 0])])[0] == 2.5
+
     def test_best_may_be_the_lowest(self) -> None:
         assert common_scores("best", lowest=True)(self.CURVES) == pytest.approx([0, 1])
 
@@ -174,10 +192,43 @@ class TestChoice:
         ]
 
     def test_papers_count_all(self) -> None:
-        runs = [a_run(1, [5, 5], "a"), a_run(1, [9], "b", status="KILLED")]
+        runs = [a_run(1, [5, 5], "a"), a_run(2, [5, 5], "a"), a_run(1, [9], "b", status="KILLED")]
         choice = choose(runs, paper_scores("mean"), all_count=True)
         assert choice.setting == ("b",)
         assert choice.incomplete == ()
+        assert choice.remarks == ()
+
+    @pytest.mark.parametrize("rule", ["mean", "best"])
+    def test_survivors_win_nothing(self, rule: str) -> None:
+        """Of the higher rate two seeds diverged; what is left looks better than three seeds of the lower one."""
+        high = [a_run(1, [12, 12], "high"), *(a_run(seed, [12, np.nan], "high") for seed in (2, 3))]
+        choice = choose([*high, *(a_run(seed, [11.9, 11.9], "low") for seed in (1, 2, 3))], common_scores(rule))
+        assert choice.setting == ("low",)
+        assert choice.name == "lr low"
+        assert [run.seed for run in choice.runs] == ["1", "2", "3"]
+        assert choice.notes(rule)[-1] == "m: lr high is no candidate: 1 of 3 seeds count"
+
+    def test_coverage_is_that_of_the_seeds_chosen_on(self) -> None:
+        """A seed that is only reported does not decide who may be chosen."""
+        runs = [a_run(seed, [value], lr) for lr, value in (("a", 5), ("b", 4)) for seed in (1, 2)]
+        choice = by_mean([*runs, a_run(3, [4], "b")], seeds=["1"])
+        assert (choice.setting, choice.remarks) == (("a",), ())
+
+    def test_a_seed_counts_once(self) -> None:
+        """Of runs with the same setting and seed the longest counts, and of equally long ones the newest."""
+        first, again, other = a_run(1, [1, 2, 3]), a_run(1, [1, 2, 9]), a_run(2, [1, 2, 4])
+        shorter = a_run(2, [7, 7, 7], step=9)
+        runs = [replace(run, id=name) for name, run in zip("abcd", (first, again, other, shorter), strict=True)]
+        choice = by_mean(runs)
+        assert [run.id for run in choice.runs] == ["b", "c"]
+        assert choice.notes("mean") == [
+            "m: run a (seed 1) is another one of the same setting and seed: left out",
+            "m: run d (seed 2) is another one of the same setting and seed: left out",
+        ]
+
+    def test_runs_of_unknown_seeds_all_count(self) -> None:
+        runs = [replace(a_run(1, [value]), id=str(value), tags={"status": "FINISHED"}) for value in (1, 2)]
+        assert len(by_mean(runs).runs) == 2
 
     def test_other_steps_between_validations_are_complete(self) -> None:
         assert len(by_mean([a_run(1, [5, 5, 5]), a_run(2, [5, 5], step=14)]).runs) == 2

@@ -109,6 +109,22 @@ class TestManifest:
                 "document: doc.md\ntables: {one: {sources: [runs.csv], settings: {smothing: 0}}}",
                 r"settings: smothing: expected one of .*; did you mean smoothing\?",
             ),
+            (
+                "document: doc.md\ntables: {one: {sources: [runs.csv], settings: {rule: bogus}}}",
+                "rule is bogus; expected one of mean",
+            ),
+            (
+                "document: doc.md\ntables: {one: {sources: [runs.csv], settings: {level: abc}}}",
+                "level is abc; expected a number",
+            ),
+            ("document: doc.md\ntables: {one: {labels: [m]}}", "tables: one: sources is missing"),
+            ("document: doc.md\ntables: {one: {sources: runs.csv}}", "sources is 'runs.csv'; expected a list"),
+            ("document: doc.md\ntables: {one: {sources: []}}", "sources: none; expected files of runs"),
+            ("document: doc.md\ntables: [1]", "tables is '\\[1\\]'; expected names with values"),
+            ("tables: {}", "manifest: document is missing"),
+            ("document: absent.md", r"document: .*absent\.md: no such file"),
+            ("document: 3", "document is '3'; expected text"),
+            ("document: [", r"report\.yaml: no YAML file"),
         ],
     )
     def test_mistakes(self, text: str, message: str, manifest: Path) -> None:
@@ -117,6 +133,19 @@ class TestManifest:
             write_report(manifest)
         assert "\n" not in str(error.value)
         assert (manifest.parent / "doc.md").read_text() == TestFill.TEXT
+
+    def test_wrong_pictures_leave_the_others_undrawn(self, manifest: Path) -> None:
+        manifest.parent.joinpath("doc.md").write_text("no table\n")
+        good = "{file: a.png, sources: [runs.csv]}"
+        for entry, message in (
+            ("{sources: [runs.csv]}", "pictures: file is missing"),
+            ("{file: b.xyz, sources: [runs.csv]}", r"file is .*b\.xyz; expected a file that ends in \.png"),
+            ("{file: b.png, sources: [runs.csv], players: {x: abc}}", "players: x is abc; expected a number"),
+        ):
+            manifest.write_text(f"document: doc.md\npictures: [{good}, {entry}]")
+            with pytest.raises(ConfigError, match=message):
+                write_report(manifest)
+            assert not (manifest.parent / "a.png").exists()
 
     def test_kinds_of_pictures(self, manifest: Path) -> None:
         manifest.parent.joinpath("doc.md").write_text("no table\n")

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
-from hyperrl.errors import ConfigError
+from hyperrl.errors import ConfigError, TrackingError
 from hyperrl.experiments.comparison.runs import HEADER, Run, for_export, make_series, read_runs, write_runs
-from hyperrl.experiments.comparison.sources import find_runs, read_directory, read_experiment
+from hyperrl.experiments.comparison.sources import find_runs, read_directory, read_experiment, split_source
 from hyperrl.tracking import MLflowLogger
 
 CONFIG = {
@@ -183,6 +184,45 @@ class TestSources:
         (tmp_path / "config.yaml").unlink()
         with pytest.raises(ConfigError, match=r"no config\.yaml there; expected the directory of a run"):
             read_directory(tmp_path)
+
+    def test_last_line_cut_off(self, tracked: Path, tmp_path: Path) -> None:
+        """A run that still trains, or was killed in the middle of a line."""
+        (source,) = (tracked / "trial").iterdir()
+        whole = (source / "metrics.jsonl").read_bytes()
+        for name, content in (("config.yaml", (source / "config.yaml").read_bytes()), ("metrics.jsonl", whole[:-9])):
+            (tmp_path / name).write_bytes(content)
+        assert whole.endswith(b"\n")
+        assert "test/return" not in read_directory(tmp_path).metrics  # the last line
+        assert same(read_directory(tmp_path).cut(300), replace(read_directory(source), id=tmp_path.name).cut(300))
+        (tmp_path / "metrics.jsonl").write_bytes(whole[:-9] + b"\n")
+        with pytest.raises(ConfigError, match=rf"metrics\.jsonl, line {whole.count(10)}: .* is no line of metrics"):
+            read_directory(tmp_path)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("a: [", r"config\.yaml: no YAML file: .*line 1"), ("- 1", r"holds '\[1\]'; expected the")],
+    )
+    def test_broken_configuration(self, text: str, message: str, tmp_path: Path) -> None:
+        (tmp_path / "metrics.jsonl").touch()
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=message) as error:
+            read_directory(tmp_path)
+        assert "\n" not in str(error.value)
+
+    def test_junk_for_a_store_is_one_line(self, tmp_path: Path) -> None:
+        (tmp_path / "mlflow.db").write_text("junk" * 1000)
+        with pytest.raises(TrackingError, match="MLflow cannot be used at .*not a database") as error:
+            read_experiment("trial", tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+        assert "\n" not in str(error.value)
+
+    def test_equals_in_labels_and_paths(self, tmp_path: Path) -> None:
+        path = tmp_path / "a=b" / "c=d.csv"
+        write_runs(path, [a_run()])
+        for source, label in ((f"{path}", "m"), (f"x={path}", "x"), (f"lr=0.1={path}", "lr=0.1")):
+            assert [run.label for run in find_runs([source])] == [label]
+        assert split_source("a=b/c=d.csv", tmp_path) == ("", "a=b/c=d.csv")
+        assert split_source("lr=0.1=experiment") == ("lr=0.1", "experiment")
+        assert split_source("x=") == ("x", "")
 
     def test_unknown_experiment(self, tracked: Path, tmp_path: Path) -> None:
         with pytest.raises(

@@ -101,6 +101,13 @@ class TestBootstrap:
             of = estimate([values[:, column]], level=68, repetitions=40_000, seed=9)
             assert (low[column], high[column]) == pytest.approx((of.low, of.high), abs=0.02)
 
+    def test_band_draws_from_the_runs_that_are_there(self) -> None:
+        """Where one of six runs has ended, five of the five others are drawn, not whatever is left of six."""
+        values = np.random.default_rng(1).normal(size=(6, 2))
+        low, high = mean_band(np.vstack([values[0] * [1, np.nan], values[1:]]), 68, 40_000, seed=3)
+        five = estimate([values[1:, 1]], level=68, repetitions=40_000, seed=3)
+        assert (low[1], high[1]) == pytest.approx((five.low, five.high), abs=1e-12)
+
     def test_band_of_runs_that_end_early(self) -> None:
         """Where a single run is left, the band has no width."""
         values = np.array([[0.0, 1.0, 5.0], [2.0, 3.0, np.nan], [4.0, 5.0, np.nan]])

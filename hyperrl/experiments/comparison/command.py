@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from rich.console import Console
 
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison import tables
-from hyperrl.experiments.comparison.comparison import Comparison, Quantity, Settings
+from hyperrl.experiments.comparison.comparison import Comparison, Direction, Quantity, Settings
 from hyperrl.experiments.comparison.curves import Measure
-from hyperrl.experiments.comparison.figures import draw_bars, draw_comparison
+from hyperrl.experiments.comparison.figures import check_picture, draw_bars, draw_comparison
 from hyperrl.experiments.comparison.report import write_report
-from hyperrl.experiments.comparison.runs import for_export, split, write_runs
+from hyperrl.experiments.comparison.runs import for_export, number, split, write_runs
 from hyperrl.experiments.comparison.sources import find_runs
 
 
@@ -22,7 +23,7 @@ def compare(
     sources: list[str],
     metric: str = "val/return",
     rule: Measure = "mean",
-    direction: Literal["max", "min"] = "max",
+    direction: Direction = "max",
     over: list[str] | None = None,
     choose_on: list[int] | None = None,
     quantities: list[Quantity] | None = None,
@@ -72,8 +73,8 @@ def compare(
         tracking_uri: Of MLflow. Default: MLFLOW_TRACKING_URI or, without it, runs/mlflow.db.
         markdown: Writes the table there as Markdown.
         csv: Writes the table there as CSV, in full precision.
-        plot: Draws learning and adaptation curves there (.png), with a .csv beside it.
-        bars: Draws the table's means there (.png), with a .csv beside it.
+        plot: Draws learning and adaptation curves there (.png, .pdf or .svg), with a .csv beside it.
+        bars: Draws the table's means there (.png, .pdf or .svg), with a .csv beside it.
         title: Of the pictures. Default: the environment.
         players: Further returns to draw as lines, each NAME=VALUE.
         export: Writes the runs there (.csv): validations, tests, configuration and versions.
@@ -83,16 +84,17 @@ def compare(
         ConfigError: a source, a setting or a run is not as it has to be.
         TrackingError: MLflow cannot be used.
     """
+    given = dict(locals())
     console = Console()
     if report is not None:
+        _refuse_others(given)
         for path in write_report(report):
             console.print(f"written  {path}", highlight=False, soft_wrap=True)
         return
-    lines = {name: float(value) for name, value in (split("players", player) for player in players or ())}
-    runs = find_runs(sources, where or (), tracking_uri)
-    if export is not None:
-        write_runs(export, for_export(runs))
-        console.print(f"written  {export} ({len(runs)} runs)", highlight=False, soft_wrap=True)
+    lines = {
+        name: number(f"players: {name}", value) for name, value in (split("players", text) for text in players or ())
+    }
+    _check_outputs({"markdown": markdown, "csv": csv, "export": export, "plot": plot, "bars": bars})
     settings = Settings(
         metric=metric,
         rule=rule,
@@ -108,14 +110,45 @@ def compare(
         paper=paper,
         seed=seed,
     )
+    settings.check()
+    runs = find_runs(sources, where or (), tracking_uri)
     comparisons = Comparison.of(runs, settings)
     if (plot or bars) and len(comparisons) > 1:
         found = ", ".join(comparison.env for comparison in comparisons)
         raise ConfigError(f"plot: the runs are of {found}; expected one environment: --where '[env=NAME]'")
+    exported = for_export(runs) if export is not None else []
     show(comparisons, console, markdown, csv)
+    if export is not None:
+        write_runs(export, exported)
+        console.print(f"written  {export} ({len(runs)} runs)", highlight=False, soft_wrap=True)
     for picture, draw in ((plot, draw_comparison), (bars, draw_bars)):
         if picture is not None:
             draw(comparisons[0], picture, title, lines)
+
+
+def _refuse_others(given: Mapping[str, Any]) -> None:
+    """Refuses what a report would ignore: its manifest says what is compared."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(compare).parameters.items()}
+    defaults |= {"sources": [], "report": given["report"]}
+    for name, value in given.items():
+        if value != defaults[name]:
+            raise ConfigError(f"{name} is {value}; expected nothing beside report, whose manifest says all")
+
+
+def _check_outputs(files: Mapping[str, Path | None]) -> None:
+    """Refuses pictures that are none, and two options that write the same file."""
+    writers: dict[Path, str] = {}
+    for option, path in files.items():
+        if path is None:
+            continue
+        written = [path]
+        if option in ("plot", "bars"):
+            check_picture(option, path)
+            written.append(path.with_suffix(".csv"))
+        for file in written:
+            other = writers.setdefault(file.resolve(), option)
+            if other != option:
+                raise ConfigError(f"{option} is {path}; expected another name, since {other} writes {file}, too")
 
 
 def show(comparisons: Sequence[Comparison], console: Console, markdown: Path | None, csv: Path | None) -> None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from numbers import Integral, Real
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from hyperrl import envs
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.curves import (
+    POINTS,
     Measure,
     Scores,
     align,
@@ -29,6 +31,7 @@ from hyperrl.experiments.comparison.selection import Choice, choose
 from hyperrl.experiments.comparison.statistics import mean_band
 
 Quantity = Literal["mean", "final", "auc", "best", "test"]
+Direction = Literal["max", "min"]
 PAPER_LEVEL, LEVEL = 68.0, 95.0
 
 
@@ -38,7 +41,7 @@ class Settings:
 
     metric: str = "val/return"
     rule: Measure = "mean"
-    direction: Literal["max", "min"] = "max"
+    direction: Direction = "max"
     over: Sequence[str] | None = None
     choose_on: Sequence[int] = ()
     quantities: Sequence[Quantity] = ("final", "best", "auc", "test")
@@ -75,15 +78,39 @@ class Settings:
         """Refuses what makes no sense.
 
         Raises:
-            ConfigError: a number is out of range.
+            ConfigError: a value is of another type, unknown or out of range.
         """
+        for name, kind in (("metric", str), ("baseline", str | None), ("paper", bool)):
+            if not isinstance(getattr(self, name), kind):
+                expected = "true or false" if kind is bool else "a name"
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected {expected}")
+        _check_list("quantities", self.quantities, str)
+        _check_list("over", self.over or (), str)
+        _check_list("choose_on", self.choose_on, Integral)
+        _check_known("rule", [self.rule], get_args(Measure))
+        _check_known("direction", [self.direction], get_args(Direction))
+        _check_known("quantities", self.quantities, get_args(Quantity))
         for name, value, high in (
             ("last", self.last, 1),
             ("smoothing", self.smoothing, 1),
             ("level", self.percent, 100),
         ):
-            if not 0 <= value < high:
+            if not isinstance(value, Real) or not 0 <= value < high:
                 raise ConfigError(f"{name} is {value}; expected a number from 0 to below {high}")
+        for name, value in (("seed", self.seed), ("until", self.until or 0)):
+            if not isinstance(value, Integral) or value < 0:
+                raise ConfigError(f"{name} is {value}; expected a whole number that is not negative")
+
+
+def _check_list(name: str, values: Any, kind: type) -> None:
+    if not isinstance(values, (list, tuple)) or not all(isinstance(value, kind) for value in values):
+        raise ConfigError(f"{name} is {values!r}; expected a list of {'names' if kind is str else 'whole numbers'}")
+
+
+def _check_known(name: str, values: Iterable[Any], known: Sequence[str]) -> None:
+    for value in values:
+        if value not in known:
+            raise ConfigError(f"{name} is {value}; expected one of {', '.join(known)}{nearest(str(value), known)}")
 
 
 class Curve(NamedTuple):
@@ -126,7 +153,11 @@ class Comparison:
         settings.check()
         by_env: dict[str, dict[str, list[Run]]] = {}
         for run in runs:
-            by_env.setdefault(run.env, {}).setdefault(run.label, []).append(run.cut(settings.until))
+            cut = run.cut(settings.until)
+            if settings.metric in run.metrics and settings.metric not in cut.metrics:
+                first = f"{run.series(settings.metric).frames[0]:,}"
+                raise ConfigError(f"until is {settings.until}; expected more than {first}, where run {run.id} begins")
+            by_env.setdefault(run.env, {}).setdefault(run.label, []).append(cut)
         labels = {label for models in by_env.values() for label in models}
         if settings.baseline is not None and settings.baseline not in labels:
             hint = nearest(settings.baseline, labels)
@@ -144,12 +175,14 @@ class Comparison:
         return notes
 
     def scores(self, quantity: Quantity) -> dict[str, Floats]:
-        """One number per run of each model; models without it are left out.
+        """One number per run of each model; models without it are left out, and so is `test` of a metric of training.
 
         Complete runs are compared on the frames that all of them have; those of an incomplete model have their own.
         """
         metric = self.settings.metric
         if quantity == "test":
+            if not metric.startswith(("val/", "test/")):
+                return {}
             name = re.sub("^val/", "test/", metric)
             found = {choice.label: [run.last(name) for run in choice.runs] for choice in self.choices}
             return {label: np.array(values) for label, values in found.items() if None not in values}
@@ -170,7 +203,7 @@ class Comparison:
         if self.settings.paper:
             frames, values = join([paper_curve(each, smoothing) for each in series])
         else:
-            frames, values = align([each._replace(values=smooth(each.values, smoothing)) for each in series])
+            frames, values = align([each._replace(values=smooth(each.values, smoothing)) for each in series], POINTS)
         error = f"{metric}_sem"
         if len(series) == 1 and error in choice.runs[0].metrics and not self.settings.paper:
             frames_of_error, errors = choice.runs[0].metrics[error]
@@ -180,8 +213,11 @@ class Comparison:
         return Curve(frames, np.nanmean(values, 0), *self._band(values))
 
     def adaptation(self, choice: Choice) -> Curve | None:
-        """The return of each episode of a task, k from 1: of the test, or else of each run's best validation."""
-        values = np.array([self._episodes(run) for run in choice.runs])
+        """The return of each episode of a task, k from 1: of the test, or else of each run's best validation.
+
+        Runs may have been counted together whose tasks differ in the number of episodes: all of them have the first.
+        """
+        values = np.array(list(zip(*(self._episodes(run) for run in choice.runs), strict=False))).T
         if values.size == 0:
             return None
         return Curve(np.arange(1, values.shape[1] + 1), values.mean(0), *self._band(values))
@@ -225,5 +261,6 @@ class Comparison:
         )
         if not known or not own:
             return {}
-        episodes = f"{self.settings.metric}_episode_{envs.make_env(self.env, 1).episodes_per_task}"
-        return known if all(episodes in run.metrics for run in runs) else {}
+        count = envs.make_env(self.env, 1).episodes_per_task
+        last, none = (f"{self.settings.metric}_episode_{number}" for number in (count, count + 1))
+        return known if all(last in run.metrics and none not in run.metrics for run in runs) else {}

@@ -44,12 +44,12 @@ def paper_curve(series: Series, smoothing: float | None = 0.1, points: int = POI
     return Series(frames, values)
 
 
-def align(curves: Sequence[Series], points: int = POINTS) -> tuple[NDArray[np.int64], Floats]:
+def align(curves: Sequence[Series], points: int | None = None) -> tuple[NDArray[np.int64], Floats]:
     """Puts curves on the frames that they have in common; between two of its points, a curve is a straight line.
 
     Args:
         curves: of R runs.
-        points: how many are kept at most, evenly spread, the ends included.
+        points: how many are kept at most, evenly spread, the ends included; None keeps all.
 
     Returns:
         Frames `[N]` of any of the curves within the range common to all, and values `[R, N]`.
@@ -62,7 +62,8 @@ def align(curves: Sequence[Series], points: int = POINTS) -> tuple[NDArray[np.in
         raise ConfigError(f"frames: a run begins at {start:,} and another one ends at {end:,}; expected a common range")
     frames = reduce(np.union1d, [curve.frames for curve in curves])
     frames = frames[(frames >= start) & (frames <= end)]
-    frames = frames[spread(len(frames), points)]
+    if points is not None:
+        frames = frames[spread(len(frames), points)]
     return frames, np.stack([np.interp(frames, curve.frames, curve.values) for curve in curves])
 
 
@@ -87,7 +88,7 @@ def common_scores(measure: Measure, last: float = 0.1, lowest: bool = False) -> 
 
     Args:
         measure: `mean` over all points; `final`, the mean over the last part; `auc`, the area under the curve divided
-            by the range of frames; `best`, the highest value.
+            by the range of frames; `best`, the highest of its own values, whenever the others were validated.
         last: what `final` averages, as a part of the range; 0 takes the last point alone.
         lowest: whether `best` is the lowest value.
     """
@@ -99,7 +100,10 @@ def common_scores(measure: Measure, last: float = 0.1, lowest: bool = False) -> 
         if measure == "auc" and len(frames) > 1:
             return trapezoid(values, frames, axis=-1) / (frames[-1] - frames[0])
         if measure == "best":
-            return values.min(-1) if lowest else values.max(-1)
+            own = [curve.values[(curve.frames >= frames[0]) & (curve.frames <= frames[-1])] for curve in curves]
+            # A run without any in the common range has a straight line there, whose ends are its extremes.
+            extreme = np.min if lowest else np.max
+            return np.array([extreme(each if each.size else line) for each, line in zip(own, values, strict=True)])
         return values.mean(-1)
 
     return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -12,13 +12,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.comparison import Comparison, Curve
+from hyperrl.experiments.comparison.runs import Floats
 from hyperrl.experiments.comparison.tables import make_rows
 
 # Okabe and Ito's palette for all kinds of colour vision, without its yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 LINES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (7, 2)), "-", "--")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+FORMATS = (".png", ".pdf", ".svg")
 _CROWD = 4  # from so many models on, bands are drawn lighter
 _DPI = 130
 
@@ -29,6 +32,16 @@ class Look(NamedTuple):
     color: str
     linestyle: str | tuple[int, tuple[int, ...]]
     marker: str
+
+
+def check_picture(option: str, path: Path) -> None:
+    """Refuses files that are no pictures; the numbers beside a picture end in .csv.
+
+    Raises:
+        ConfigError: the name ends in something else than a picture's.
+    """
+    if path.suffix not in FORMATS:
+        raise ConfigError(f"{option} is {path}; expected a file that ends in {', '.join(FORMATS)}")
 
 
 def looks(count: int) -> list[Look]:
@@ -64,8 +77,8 @@ def draw_comparison(
     panels[0].xaxis.set_major_formatter(lambda frames, _: f"{frames / 1e6:g}")
     panels[0].set(xlabel="environment frames (millions)", ylabel=_unit(comparison.settings.metric))
     panels[0].set_title(title or comparison.env)
-    for label, curve in adapting.items():
-        _draw_curve(panels[-1], curve, styles[label], len(curves), marker=styles[label].marker)
+    for (label, curve), shift in zip(adapting.items(), sideways(adapting.values()), strict=True):
+        _draw_curve(panels[-1], curve, styles[label], len(curves), marker=styles[label].marker, shift=shift)
     if adapting:
         panels[1].set(xlabel="episode of a task", ylabel="return of the episode", title=_adaptation_title(comparison))
         panels[1].update_datalim([(1, 0)])  # small differences shall look small
@@ -77,9 +90,15 @@ def draw_comparison(
     write_numbers(path.with_suffix(".csv"), rows)
 
 
+def sideways(curves: Collection[Curve]) -> Floats:
+    """How far each of several models moves to a side, in episodes, so that error bars do not hide one another."""
+    reach = min(0.15, 0.04 * (len(curves) - 1)) if any(np.isfinite(curve.low).any() for curve in curves) else 0
+    return np.linspace(-reach, reach, len(curves))
+
+
 def _legend(comparison: Comparison, label: str) -> str:
     choice = next(choice for choice in comparison.choices if choice.label == label)
-    chosen = f", {choice.name}" if len(choice.scores) > 1 else ""
+    chosen = f", {choice.name}" if choice.name else ""
     return f"{label}{'' if choice.is_complete else '*'}{chosen} (n = {len(choice.runs)})"
 
 
@@ -106,19 +125,18 @@ def _caption(comparison: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _draw_curve(axes: Axes, curve: Curve, look: Look, count: int, label: str = "", marker: str = "") -> None:
+def _draw_curve(
+    axes: Axes, curve: Curve, look: Look, count: int, label: str = "", marker: str = "", shift: float = 0
+) -> None:
     """Draws a line with its band, or with bars where it has markers."""
-    axes.plot(
-        curve.x, curve.values, label=label, color=look.color, linestyle=look.linestyle, marker=marker, markersize=5
-    )
+    x = curve.x + shift
+    axes.plot(x, curve.values, label=label, color=look.color, linestyle=look.linestyle, marker=marker, markersize=5)
     if marker and count > 1:
-        axes.errorbar(
-            curve.x, curve.values, (curve.values - curve.low, curve.high - curve.values), fmt="none", color=look.color
-        )
+        errors = curve.values - curve.low, curve.high - curve.values
+        axes.errorbar(x, curve.values, errors, fmt="none", color=look.color)
     elif not np.isnan(curve.low).all():
-        axes.fill_between(
-            curve.x, curve.low, curve.high, color=look.color, alpha=0.22 if count < _CROWD else 0.12, linewidth=0
-        )
+        alpha = 0.22 if count < _CROWD else 0.12
+        axes.fill_between(x, curve.low, curve.high, color=look.color, alpha=alpha, linewidth=0)
 
 
 def _draw_landmarks(axes: Axes, landmarks: Mapping[str, float], side: Literal["left", "right"] = "right") -> None:

@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
-from hyperrl.experiments.comparison.figures import draw_bars, draw_comparison
-from hyperrl.experiments.comparison.runs import Run
-from hyperrl.experiments.comparison.sources import find_runs
+from hyperrl.experiments.comparison.figures import check_picture, draw_bars, draw_comparison
+from hyperrl.experiments.comparison.runs import Run, number
+from hyperrl.experiments.comparison.sources import find_runs, read_yaml, split_source
 from hyperrl.experiments.comparison.tables import cells, make_rows, markdown
 
 MARKED = re.compile(r"(<!-- table (?P<name>\S+) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -39,14 +37,16 @@ def write_report(manifest: Path) -> list[Path]:
     """
     if not manifest.is_file():
         raise ConfigError(f"report: {manifest}: no such file; expected a manifest such as results/report.yaml")
-    content = yaml.safe_load(manifest.read_text(encoding="utf-8"))
-    _check("manifest", content, {"document", "pictures", "tables"})
+    content = read_yaml(manifest)
+    _check("manifest", content, {"pictures", "tables"}, {"document"})
     root = manifest.parent
-    tables = {name: _table(root, name, entry) for name, entry in (content.get("tables") or {}).items()}
-    document = root / content["document"]
-    text = document.read_text(encoding="utf-8")
-    rewritten = fill(text, tables)
-    pictures = [_draw(root, entry) for entry in content.get("pictures") or ()]
+    document = root / _text("document", content["document"])
+    if not document.is_file():
+        raise ConfigError(f"document: {document}: no such file; expected the page whose tables are rewritten")
+    tables = {name: _table(root, name, entry) for name, entry in _mapping("tables", content.get("tables")).items()}
+    rewritten = fill(document.read_text(encoding="utf-8"), tables)
+    drawings = [_drawing(root, entry) for entry in _list("pictures", content.get("pictures"))]
+    pictures = [draw() for draw in drawings]
     document.write_text(rewritten, encoding="utf-8")
     return [*pictures, document.resolve()]
 
@@ -69,21 +69,45 @@ def fill(text: str, tables: Mapping[str, str]) -> str:
     return MARKED.sub(lambda match: f"{match[1]}\n{tables[match['name']]}\n{match[3]}", text)
 
 
-def _check(where: str, entry: Any, known: Iterable[str]) -> None:
-    """Refuses keys that nobody reads."""
+def _check(where: str, entry: Any, optional: Iterable[str], required: Iterable[str] = ()) -> None:
+    """Refuses keys that nobody reads, and misses those without which nothing goes."""
+    known = {*optional, *required}
     if not isinstance(entry, dict):
         raise ConfigError(f"{where} is {str(entry)[:60]!r}; expected keys out of {', '.join(sorted(known))}")
     for key in entry:
         if key not in known:
-            raise ConfigError(f"{where}: {key}: expected one of {', '.join(sorted(known))}{nearest(key, known)}")
+            raise ConfigError(f"{where}: {key}: expected one of {', '.join(sorted(known))}{nearest(str(key), known)}")
+    for key in required:
+        if key not in entry:
+            raise ConfigError(f"{where}: {key} is missing")
+
+
+def _mapping(where: str, entry: Any) -> dict[str, Any]:
+    if not isinstance(entry, dict | None):
+        raise ConfigError(f"{where} is {str(entry)[:60]!r}; expected names with values")
+    return {str(name): value for name, value in (entry or {}).items()}
+
+
+def _list(where: str, entry: Any) -> list[Any]:
+    if not isinstance(entry, list | None):
+        raise ConfigError(f"{where} is {str(entry)[:60]!r}; expected a list")
+    return entry or []
+
+
+def _text(where: str, entry: Any) -> str:
+    if not isinstance(entry, str):
+        raise ConfigError(f"{where} is {str(entry)[:60]!r}; expected text")
+    return entry
 
 
 def _runs(root: Path, entry: Mapping[str, Any]) -> list[Run]:
     """The runs of an entry; `labels` chooses among them, in its order."""
-    sources = [source.rpartition("=") for source in entry["sources"]]
-    runs = find_runs(f"{label}{equals}{root / what}" for label, equals, what in sources)
-    labels = entry.get("labels")
-    if labels is None:
+    sources = [split_source(_text("sources", source), root) for source in _list("sources", entry["sources"])]
+    if not sources:
+        raise ConfigError("sources: none; expected files of runs")
+    runs = find_runs(f"{label}={root / what}" if label else str(root / what) for label, what in sources)
+    labels = [str(label) for label in _list("labels", entry.get("labels"))]
+    if not labels:
         return runs
     known = {run.label for run in runs}
     for label in labels:
@@ -93,22 +117,30 @@ def _runs(root: Path, entry: Mapping[str, Any]) -> list[Run]:
 
 
 def _comparisons(root: Path, entry: Mapping[str, Any]) -> list[Comparison]:
-    settings = entry.get("settings") or {}
+    settings = _mapping("settings", entry.get("settings"))
     _check("settings", settings, Settings.__dataclass_fields__)
     return Comparison.of(_runs(root, entry), Settings(**settings))
 
 
-def _draw(root: Path, entry: Mapping[str, Any]) -> Path:
-    _check("pictures", entry, {"file", "kind", "sources", "labels", "settings", "title", "players"})
+def _drawing(root: Path, entry: Mapping[str, Any]) -> Callable[[], Path]:
+    """What draws a picture and returns its path; all that may be wrong is found before."""
+    _check("pictures", entry, {"kind", "labels", "settings", "title", "players"}, {"file", "sources"})
     kind = entry.get("kind", "curves")
     if kind not in KINDS:
         raise ConfigError(f"kind is {kind}; expected one of {', '.join(KINDS)}{nearest(kind, KINDS)}")
     comparisons = _comparisons(root, entry)
     if len(comparisons) > 1:
         raise ConfigError(f"pictures: {entry['file']} has runs of several environments; expected one")
-    path = (root / entry["file"]).resolve()
-    KINDS[kind](comparisons[0], path, entry.get("title", ""), entry.get("players"))
-    return path
+    path = (root / _text("file", entry["file"])).resolve()
+    check_picture("file", path)
+    players = _mapping("players", entry.get("players"))
+    lines = {name: number(f"players: {name}", value) for name, value in players.items()}
+
+    def draw() -> Path:
+        KINDS[kind](comparisons[0], path, str(entry.get("title", "")), lines)
+        return path
+
+    return draw
 
 
 def _table(root: Path, name: str, entry: Any) -> str:
@@ -120,10 +152,10 @@ def _table(root: Path, name: str, entry: Any) -> str:
         with path.open(newline="", encoding="utf-8") as file:
             header, *lines = csv.reader(file)
         return markdown(header, lines)
-    _check(f"tables: {name}", entry, {"sources", "labels", "columns", "settings"})
+    _check(f"tables: {name}", entry, {"labels", "columns", "settings"}, {"sources"})
     if "columns" in entry:
-        columns: dict[str, str] = entry["columns"]
-        return markdown(list(columns), lines_of_runs(_runs(root, entry), list(columns.values())))
+        columns = _mapping("columns", entry["columns"])
+        return markdown(list(columns), lines_of_runs(_runs(root, entry), [str(cell) for cell in columns.values()]))
     comparisons = _comparisons(root, entry)
     return markdown(*cells(make_rows(comparisons), comparisons[0].settings))
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -229,3 +230,18 @@ def split(option: str, text: str) -> tuple[str, str]:
     if not name:
         raise ConfigError(f"{option}: {text!r}; expected NAME=VALUE")
     return name, value
+
+
+def number(option: str, value: Any) -> float:
+    """A value as a finite number.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        raise ConfigError(f"{option} is {value}; expected a number")
+    return found

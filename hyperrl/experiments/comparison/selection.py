@@ -24,9 +24,9 @@ class Choice:
         over: the hyper-parameters that were chosen from.
         setting: their chosen values.
         runs: the runs with that setting that count.
-        scores: the average of the rule over the runs of each setting.
+        scores: the average of the rule over the runs of each setting that could be chosen.
         incomplete: runs of the model that did not take part, or that did for want of better ones, with the reason.
-        pooled: hyper-parameters that differ between the runs of a setting.
+        remarks: what else a reader has to know, as sentences.
     """
 
     label: str
@@ -35,7 +35,7 @@ class Choice:
     runs: tuple[Run, ...]
     scores: dict[Setting, float]
     incomplete: tuple[tuple[Run, str], ...]
-    pooled: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     @property
     def is_complete(self) -> bool:
@@ -46,8 +46,7 @@ class Choice:
     @property
     def name(self) -> str:
         """The chosen values by the last parts of the keys; empty where nothing was to choose."""
-        keys = [key.rpartition(".")[2] for key in self.over]
-        return ", ".join(f"{key} {value}" for key, value in zip(keys, self.setting, strict=True))
+        return _name(self.over, self.setting)
 
     def notes(self, rule: str) -> list[str]:
         """What a reader has to know, as sentences."""
@@ -59,9 +58,12 @@ class Choice:
         for run, reason in self.incomplete:
             fate = "shown, since there is no complete one" if run.id in used else "left out"
             notes.append(f"{self.label}: run {run.id[:8]} (seed {run.seed}) is incomplete ({reason}): {fate}")
-        if self.pooled:
-            notes.append(f"{self.label}: runs that differ in {', '.join(self.pooled)} are counted together")
-        return notes
+        return [*notes, *(f"{self.label}: {remark}" for remark in self.remarks)]
+
+
+def _name(keys: Sequence[str], setting: Setting) -> str:
+    """Values by the last parts of their keys."""
+    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in zip(keys, setting, strict=True))
 
 
 def value(run: Run, key: str) -> str:
@@ -110,6 +112,9 @@ def choose(
 ) -> Choice:
     """Chooses the setting with the best average; among equals, the one whose runs come first.
 
+    A setting of which fewer seeds count than of another is no candidate: what is left of it may be its luckiest seeds.
+    Of several runs of one setting and seed, one counts: the longest, and among equals the one that comes last.
+
     Args:
         runs: of one model on one environment.
         scores: the rule.
@@ -118,7 +123,7 @@ def choose(
         lowest: whether the lowest average is the best.
         seeds: seeds of the runs on which the choice rests; then only the others count as its result. Without any, all
             runs serve for both, which is optimistic (quirk P2).
-        all_count: whether incomplete runs count like the others, as in the papers.
+        all_count: whether incomplete runs, and settings with fewer seeds, count like the others, as in the papers.
 
     Raises:
         ConfigError: nothing is left to choose from, a hyper-parameter is unknown, or no other seed is left.
@@ -127,6 +132,7 @@ def choose(
     # A run stopped by hand may be all there is of a model: better shown with a mark than not at all.
     counting = [run for run in runs if run.id not in reasons] or list(runs)
     found = varying(counting)
+    counting, remarks = _one_per_seed(counting, found, metric)
     keys = found if over is None else tuple(over)
     known = set().union(*(run.config for run in runs))
     for key in keys:
@@ -138,6 +144,9 @@ def choose(
     label = runs[0].label
     if not judged:
         raise ConfigError(f"choose_on: {' '.join(seeds)}: no complete run of {label} has such a seed")
+    if not all_count:
+        judged, left = _best_covered(judged, keys)
+        remarks += left
     flat = [run for group in judged.values() for run in group]
     by_run = dict(zip([run.id for run in flat], scores([run.series(metric) for run in flat]), strict=True))
     averages = {setting: float(np.mean([by_run[run.id] for run in group])) for setting, group in judged.items()}
@@ -146,7 +155,36 @@ def choose(
     if not result:
         raise ConfigError(f"choose_on: {' '.join(seeds)}: no other seed of {label} is left to report")
     left_out = tuple((run, reasons[run.id]) for run in runs if run.id in reasons)
-    return Choice(label, keys, best, tuple(result), averages, left_out, tuple(key for key in found if key not in keys))
+    if pooled := [key for key in found if key not in keys]:
+        remarks.append(f"runs that differ in {', '.join(pooled)} are counted together")
+    return Choice(label, keys, best, tuple(result), averages, left_out, tuple(remarks))
+
+
+def _one_per_seed(runs: Sequence[Run], keys: Sequence[str], metric: str) -> tuple[list[Run], list[str]]:
+    """The run of each setting and seed that counts, and a remark on each other one; unknown seeds are all different."""
+    longest: dict[tuple[Setting, str], Run] = {}
+    for run in runs:
+        key = (tuple(value(run, key) for key in keys), run.seed or run.id)
+        if key not in longest or run.series(metric).frames[-1] >= longest[key].series(metric).frames[-1]:
+            longest[key] = run
+    kept = {run.id for run in longest.values()}
+    remarks = [
+        f"run {run.id[:8]} (seed {run.seed}) is another one of the same setting and seed: left out"
+        for run in runs
+        if run.id not in kept
+    ]
+    return [run for run in runs if run.id in kept], remarks
+
+
+def _best_covered(groups: dict[Setting, list[Run]], keys: Sequence[str]) -> tuple[dict[Setting, list[Run]], list[str]]:
+    """The settings with the most runs, and a remark on each other one."""
+    most = max(map(len, groups.values()))
+    remarks = [
+        f"{_name(keys, setting)} is no candidate: {len(group)} of {most} seeds count"
+        for setting, group in groups.items()
+        if len(group) < most
+    ]
+    return {setting: group for setting, group in groups.items() if len(group) == most}, remarks
 
 
 def _groups(runs: Sequence[Run], keys: Sequence[str]) -> dict[Setting, list[Run]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hyperrl import configuration
-from hyperrl.errors import ConfigError, TrackingError
+from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.runs import FINISHED, KEPT, THINNED, Run, make_series, read_runs, tag_filter
-from hyperrl.outbox import MetricsFile, connect, reason, without_password
+from hyperrl.outbox import connect, reached, without_password
 from hyperrl.run_tags import config_tags, flatten
 
 if TYPE_CHECKING:
@@ -43,12 +44,26 @@ def find_runs(sources: Iterable[str], where: Iterable[str] = (), tracking_uri: s
     wanted = tag_filter(where)
     runs: dict[tuple[str, str], Run] = {}  # by label and id: a run may stand under two labels, but not twice under one
     for source in sources:
-        label, _, what = source.rpartition("=")
+        label, what = split_source(source)
         found = [run.labelled(label) for run in _read(what, wanted, tracking_uri)]
         if not found:
             raise ConfigError(f"{source}: no run{' with ' + ', '.join(where) if where else ''} there")
         runs |= {(run.label, run.full_id): run for run in found}
     return list(runs.values())
+
+
+def split_source(source: str, root: Path = Path()) -> tuple[str, str]:
+    """Label and WHAT of `[LABEL=]WHAT`; both may hold a `=`, so the longest WHAT that is a file or directory counts.
+
+    Args:
+        source: with a label or without.
+        root: where relative paths start.
+    """
+    parts = source.split("=")
+    for cut in range(len(parts)):
+        if (what := "=".join(parts[cut:])) and (root / what).exists():
+            return "=".join(parts[:cut]), what
+    return "=".join(parts[:-1]), parts[-1]
 
 
 def _read(what: str, wanted: Filter, tracking_uri: str | None) -> list[Run]:
@@ -66,24 +81,47 @@ def _read(what: str, wanted: Filter, tracking_uri: str | None) -> list[Run]:
 def read_directory(directory: Path) -> Run:
     """Reads the directory of a run: `metrics.jsonl` and `config.yaml`. It does not hold the commit and the versions.
 
+    A last line that is not finished yet, or that a kill has cut off, is left out.
+
     Raises:
-        ConfigError: one of the files is missing.
+        ConfigError: one of the files is missing or broken.
     """
     for name in ("config.yaml", "metrics.jsonl"):
         if not (directory / name).is_file():
             raise ConfigError(f"{directory}: no {name} there; expected the directory of a run")
-    config: dict[str, Any] = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    config = read_yaml(directory / "config.yaml")
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"{directory / 'config.yaml'} holds {str(config)[:60]!r}; expected the configuration of a run"
+        )
     flat = flatten(config)
     points: dict[str, dict[int, float]] = {}
     frames = 0
-    for _, record in MetricsFile(directory).records():
-        frames = max(frames, record["step"])
-        for name, value in record["metrics"].items():
-            points.setdefault(name, {})[record["step"]] = float(value)
+    path = directory / "metrics.jsonl"
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
+        try:
+            record = json.loads(line)
+            frames = max(frames, record["step"])
+            for name, value in record["metrics"].items():
+                points.setdefault(name, {})[record["step"]] = float(value)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{path}, line {number}: {line[:80]!r} is no line of metrics") from error
     budget = flat.get("data.frames", "")
     status = FINISHED if budget.isdigit() and frames >= int(budget) else "UNFINISHED"
     tags = {**config_tags(config), "model": configuration.model_name(config), "status": status}
     return Run(directory.name, tags, flat, {name: make_series(values) for name, values in points.items()})
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML file.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: no YAML file: {' '.join(str(error).split())}") from error
 
 
 def read_experiment(name: str, wanted: Filter = lambda tags: True, tracking_uri: str | None = None) -> list[Run]:
@@ -103,20 +141,15 @@ def read_experiment(name: str, wanted: Filter = lambda tags: True, tracking_uri:
         raise ConfigError(
             f"{name}: no file or directory with runs, and no MLflow store at {uri} to look for an experiment"
         )
-    from mlflow.exceptions import MlflowException
-
-    try:
+    with reached(uri):
         client = connect(uri)
         experiments = {experiment.name: experiment.experiment_id for experiment in client.search_experiments()}
-        if name not in experiments:
-            hint = configuration.nearest(name, experiments)
-            raise ConfigError(
-                f"{name}: no file or directory with runs, and no experiment at {without_password(uri)}{hint}"
-            )
+    if name not in experiments:
+        hint = configuration.nearest(name, experiments)
+        raise ConfigError(f"{name}: no file or directory with runs, and no experiment at {without_password(uri)}{hint}")
+    with reached(uri):
         found = _search(client, experiments[name])
         return [_from_mlflow(client, run) for run in found if wanted(_tags(run))]
-    except MlflowException as error:
-        raise TrackingError(f"MLflow cannot be used at {without_password(uri)} ({reason(error)})") from error
 
 
 def _search(client: MlflowClient, experiment: str) -> list[MlflowRun]:

@@ -87,7 +87,7 @@ def estimate(
 
 
 def mean_band(values: Floats, level: float = 95, repetitions: int = RESAMPLES, seed: int = 0) -> tuple[Floats, Floats]:
-    """The percentile bootstrap interval of the mean over runs at each point of their curves.
+    """The percentile bootstrap interval of the mean over runs at each point, over the runs that have a value there.
 
     Args:
         values: `[runs, N]`; NaN where a run has no value.
@@ -98,12 +98,14 @@ def mean_band(values: Floats, level: float = 95, repetitions: int = RESAMPLES, s
     Returns:
         Lower and upper end `[N]`.
     """
-    drawn = resample([np.arange(len(values), dtype=np.float64)], repetitions, seed).astype(np.int64)
-    counts = np.stack([(drawn == run).sum(-1) for run in range(len(values))], -1).astype(np.float64)  # [R, runs]
     known = np.isfinite(values)
-    with np.errstate(invalid="ignore"):  # a resample may have none of the runs that reach so far
-        means = counts @ np.where(known, values, 0) / (counts @ known.astype(np.float64))
-    low, high = np.nanpercentile(means, [50 - level / 2, 50 + level / 2], axis=0)
+    low, high = np.full((2, values.shape[1]), np.nan)
+    for there in np.unique(known, axis=1).T:  # [runs], once per set of runs that end at the same point
+        n, points = there.sum(), (known == there[:, None]).all(0)
+        if n:
+            drawn = resample([np.arange(n, dtype=np.float64)], repetitions, seed)
+            shares = np.stack([(drawn == run).mean(-1) for run in range(n)], -1)  # [R, n]
+            low[points], high[points] = percentile_interval(shares @ values[there][:, points], level)
     return low, high
 
 

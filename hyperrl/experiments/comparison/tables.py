@@ -12,6 +12,7 @@ import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
+from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.comparison import Comparison, Quantity, Settings
 from hyperrl.experiments.comparison.runs import Floats
 from hyperrl.experiments.comparison.statistics import Estimate, estimate, estimate_improvement, interquartile_mean
@@ -50,6 +51,9 @@ def make_rows(comparisons: Sequence[Comparison]) -> list[Row]:
 
     Over environments, scores are normalised to 0 for the random player and 1 for the Bayes-optimal one, and the
     bootstrap is stratified by environment.
+
+    Raises:
+        ConfigError: no model has any of the quantities.
     """
     rows: list[Row] = []
     for comparison in comparisons:
@@ -57,6 +61,9 @@ def make_rows(comparisons: Sequence[Comparison]) -> list[Row]:
         for choice in comparison.choices:
             texts = comparison.env, choice.label, choice.name
             rows += _rows_of(texts, choice.is_complete, strata, comparison.settings)
+    if not rows:
+        names = ", ".join(comparisons[0].settings.quantities)
+        raise ConfigError(f"quantities: {names}: no model has them for {comparisons[0].settings.metric}")
     known = [comparison.landmarks for comparison in comparisons]
     if len(comparisons) < 2 or not all({"random", "bayes_optimal"} <= landmarks.keys() for landmarks in known):
         return rows

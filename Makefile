@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # Where torch comes from; empty: pip's own configuration. CPU-only build: TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
-# Further arguments of `make fit` and `make test`: make fit ARGS='--seed_everything 3'
+# Further arguments of `make fit`, `make test` and `make bench`: make fit ARGS='--seed_everything 3'
 ARGS ?=
 
 BIN := .venv/bin
@@ -60,10 +60,8 @@ report: $(STAMP) ## rewrite the tables and training pictures of docs/results.md 
 wheel: $(STAMP) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --no-isolation
 
-bench: $(STAMP) ## measure environments, generated layers and training
-	$(BIN)/python benchmarks/envs.py
-	$(BIN)/python benchmarks/hypernet.py
-	$(BIN)/python benchmarks/train.py --config configs/experiment/gridnavi_rnn_hn.yaml --frames 50000
+bench: $(STAMP) ## run all benchmarks (5 minutes); to compare: make bench ARGS='--against OLD.json'
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean: ## remove .venv, build products and caches; runs/ stays
 	rm -rf .venv build dist site .pytest_cache .mypy_cache .ruff_cache hyperrl/modules/*.so

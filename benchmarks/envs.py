@@ -1,23 +1,21 @@
 """Environment steps per second through the public `env.step` and `env.step_and_maybe_reset`.
 
-    python benchmarks/envs.py --ids GridNavi-v0 --num_envs 16 1024 --json envs.json
+    python benchmarks/envs.py --ids GridNavi-v0 --num_envs 16 1024
     python benchmarks/envs.py --ids HalfCheetahDir-v0 AntDir-v0 --num_envs 64 --threads 1
 
 Actions are drawn before the clock starts; a number is the median over repeats and counts single environments. For
 robots of MuJoCo, `bare` is the same for the engine alone (`mujoco.batch` under the same controls), and `ratio` the
-median of `step` over `bare`, taken in turn. One JSON line is printed, and written to a file if asked for.
+median of `step` over `bare`, taken in turn. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
+import functools
 import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from common import Report, alternate, make_parser
 from mujoco.batch import Batch
 from tensordict import TensorDictBase
 
@@ -84,25 +82,24 @@ def measure(env: MetaEnv, steps: int, repeats: int) -> dict[str, float]:
     if isinstance(env, MujocoMetaEnv):
         plays.append(play_bare)
     actions = draw_actions(env)
-    synchronize = torch.cuda.synchronize if env.device.type == "cuda" else lambda: None
-    speeds: dict[str, list[float]] = {play.__name__.removeprefix("play_"): [] for play in plays}
-    for repeat in range(repeats + 1):
-        for play, speed in zip(plays, speeds.values(), strict=True):
-            synchronize()
-            start = time.perf_counter()
-            play(env, actions, steps)
-            synchronize()
-            if repeat:  # the first one warms up
-                speed.append(env.num_envs * steps / (time.perf_counter() - start))
-    medians = {name: float(round(statistics.median(speed))) for name, speed in speeds.items()}
-    if "bare" in speeds:
-        ratios = [own / bare for own, bare in zip(speeds["step"], speeds["bare"], strict=True)]
-        medians["ratio"] = round(statistics.median(ratios), 3)
-    return medians
+
+    def run(play: Callable[..., None]) -> None:
+        play(env, actions, steps)
+        if env.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    forms = {play.__name__.removeprefix("play_"): functools.partial(run, play) for play in plays}
+    times = alternate(forms, repeats, warmup=1)
+    frames = env.num_envs * steps
+    speeds = {f"{name}_per_second": frames / statistics.median(seconds) for name, seconds in times.items()}
+    if "bare" in times:
+        ratios = [bare / own for own, bare in zip(times["step"], times["bare"], strict=True)]
+        speeds["ratio"] = statistics.median(ratios)
+    return speeds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--ids", nargs="+", default=IDS, help="environment ids, or 'all'")
     parser.add_argument("--num_envs", nargs="+", type=int, default=[16, 64, 1024, 4096])
     parser.add_argument("--steps", type=int, default=300, help="vector steps per repeat")
@@ -110,30 +107,16 @@ def main() -> None:
     parser.add_argument("--publish", nargs="*", default=[], help="optional entries to publish, e.g. belief")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch and of MuJoCo")
-    parser.add_argument("--json", type=Path, help="also write the result here")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
 
-    results = []
+    report = Report("envs", steps=args.steps, publish=args.publish, device=args.device)
     for env_id in env_ids() if args.ids == ["all"] else args.ids:
         for num_envs in args.num_envs:
             env = make_env(env_id, num_envs, device=args.device, publish=args.publish)
-            results.append({"id": env_id, "num_envs": num_envs, **measure(env, args.steps, args.repeats)})
+            report.add(f"{env_id} x {num_envs}", measure(env, args.steps, args.repeats))
             env.close()
-    settings = {"steps": args.steps, "repeats": args.repeats, "publish": args.publish, "device": args.device}
-    line = json.dumps(
-        {
-            "benchmark": "envs",
-            "unit": "environment steps per second, median",
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            **settings,
-            "results": results,
-        }
-    )
-    print(line)
-    if args.json:
-        args.json.write_text(line + "\n")
+    report.finish()
 
 
 if __name__ == "__main__":

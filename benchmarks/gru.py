@@ -7,18 +7,12 @@ Ends with one JSON line: median milliseconds of both, measured alternately, and 
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import sys
-import time
-
 import torch
-from torch import Tensor
+from common import Report, alternate, make_parser, medians_ms
 
 from hyperrl.modules.sequence.gru_kernel import gru_sequence
 
-FEATURES, HIDDEN, REPEATS = 40, 256, 21
+FEATURES, HIDDEN, REPEATS = 40, 256, 19
 
 
 def measure(batch: int, steps: int) -> dict[str, float]:
@@ -28,30 +22,25 @@ def measure(batch: int, steps: int) -> dict[str, float]:
     state = torch.zeros(batch, HIDDEN)
     upstream = torch.randn(batch, steps, HIDDEN)
 
-    def library() -> Tensor:
-        return gru(x, state.unsqueeze(0))[0]
+    def library() -> None:
+        gru(x, state.unsqueeze(0))[0].backward(upstream)
 
-    def own() -> Tensor:
-        return gru_sequence(x, state, *gru.parameters())
+    def own() -> None:
+        gru_sequence(x, state, *gru.parameters()).backward(upstream)
 
-    times: dict[str, list[float]] = {"torch": [], "hyperrl": []}
-    for _ in range(REPEATS):
-        for name, run in (("torch", library), ("hyperrl", own)):
-            start = time.perf_counter()
-            run().backward(upstream)
-            times[name].append(1e3 * (time.perf_counter() - start))
-    medians = {name: statistics.median(values[2:]) for name, values in times.items()}
-    return medians | {"speedup": medians["torch"] / medians["hyperrl"]}
+    medians = medians_ms(alternate({"torch": library, "hyperrl": own}, REPEATS))
+    return medians | {"speedup": medians["torch_ms"] / medians["hyperrl_ms"]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[4, 16, 64])
     parser.add_argument("--steps", type=int, default=60)
     args = parser.parse_args()
-    rows = {batch: measure(batch, args.steps) for batch in args.batch}
-    report = {batch: {name: round(value, 2) for name, value in row.items()} for batch, row in rows.items()}
-    sys.stdout.write(json.dumps(report) + "\n")
+    report = Report("gru", steps=args.steps)
+    for batch in args.batch:
+        report.add(f"{batch} rows", measure(batch, args.steps))
+    report.finish()
 
 
 if __name__ == "__main__":

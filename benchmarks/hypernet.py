@@ -10,15 +10,12 @@ have only so many distinct rows.
 
 from __future__ import annotations
 
-import argparse
 import functools
-import json
-import statistics
-import sys
-import time
+from collections import Counter
 from collections.abc import Callable
 
 import torch
+from common import Report, alternate, make_parser, medians_ms, saved_bytes
 from torch import Tensor
 
 from hyperrl.modules.hypernet import Condition, GeneratedLinear, Input, RepeatedInput
@@ -43,68 +40,50 @@ def materialised(layer: GeneratedLinear, x: Tensor, e: Tensor) -> Tensor:
     return torch.bmm(weight, x.unsqueeze(-1)).squeeze(-1) + bias
 
 
-def saved_bytes(run: Callable[[], Tensor], parameters: set[int]) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once, parameters aside."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep = run()  # must live until the sum is taken, lest its storages be reused
-    total = sum(storages.values())
-    del keep
-    return total
-
-
 def measure(shape: tuple[int, int], batch: int, repeats: int, bf16: bool, distinct: int) -> dict[str, float]:
     """Median milliseconds and saved bytes of the forms of one layer."""
     layer = GeneratedLinear(*shape, CONDITION_DIM)
     torch.nn.init.normal_(layer.weight)
     x = torch.randn(batch, shape[0], requires_grad=True)
     e = torch.randn(batch, CONDITION_DIM, requires_grad=True)
-    owned = {p.untyped_storage().data_ptr() for p in layer.parameters()}
-    result: dict[str, float] = {}
-    forms = {"factorised": factorised, "materialised": materialised}
+    forms: dict[str, Callable[..., Tensor]] = {"factorised": factorised, "materialised": materialised}
     if distinct:
         forms["repeated"] = functools.partial(repeated, distinct=distinct)
-    times: dict[str, list[float]] = {name: [] for name in forms}
-    for _ in range(repeats):  # interleaved, so that noise hits both alike
-        for name, form in forms.items():
-            start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                y = form(layer, x, e)
-            y.sum().backward()
-            times[name].append(time.perf_counter() - start)
-    for name, form in forms.items():
-        result[f"{name}_ms"] = 1e3 * statistics.median(times[name][2:])
+
+    def forward(form: Callable[..., Tensor]) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            result[f"{name}_bytes"] = saved_bytes(lambda form=form: form(layer, x, e), owned)
-    result["speedup"] = result["materialised_ms"] / result["factorised_ms"]
-    result["bytes_ratio"] = result["factorised_bytes"] / result["materialised_bytes"]
+            return form(layer, x, e)
+
+    steps = {name: lambda form=form: forward(form).sum().backward() for name, form in forms.items()}
+    result = medians_ms(alternate(steps, repeats))
+    for name, form in forms.items():
+        result[f"{name}_bytes"] = saved_bytes(functools.partial(forward, form), layer.parameters())
     return result
 
 
+def with_ratios(row: dict[str, float]) -> dict[str, float]:
+    return row | {
+        "speedup": row["materialised_ms"] / row["factorised_ms"],
+        "bytes_ratio": row["factorised_bytes"] / row["materialised_bytes"],
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--batch", type=int, default=240, help="samples: 4 environments x 60 steps")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--bf16", action="store_true")
     parser.add_argument("--distinct", type=int, default=0, help="distinct rows of the inputs; 0 for all of them")
     args = parser.parse_args()
-    report = {f"{i}->{o}": measure((i, o), args.batch, args.repeats, args.bf16, args.distinct) for i, o in LAYERS}
-    totals = {
-        key: sum(row[key] for row in report.values()) for key in report["256->256"] if key.endswith(("ms", "bytes"))
-    }
-    report["all"] = totals | {
-        "speedup": totals["materialised_ms"] / totals["factorised_ms"],
-        "bytes_ratio": totals["factorised_bytes"] / totals["materialised_bytes"],
-    }
-    rounded = {name: {key: round(value, 3) for key, value in row.items()} for name, row in report.items()}
-    sys.stdout.write(json.dumps({"batch": args.batch, "bf16": args.bf16, **rounded}) + "\n")
+    precision = "bf16-mixed" if args.bf16 else "32-true"
+    report = Report("hypernet", batch=args.batch, precision=precision, distinct=args.distinct)
+    totals: Counter[str] = Counter()
+    for i, o in LAYERS:
+        row = measure((i, o), args.batch, args.repeats, args.bf16, args.distinct)
+        totals.update(row)
+        report.add(f"{i}->{o}", with_ratios(row))
+    report.add("all", with_ratios(dict(totals)))
+    report.finish()
 
 
 if __name__ == "__main__":

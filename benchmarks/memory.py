@@ -1,26 +1,24 @@
 """Every memory over whole sequences: time of forward and backward, against stepping through it, and bytes kept between.
 
-    python benchmarks/memory.py [--steps 100 1000 10000] [--only Max GRU ...] [--batch 16] [--width 256] [--json]
+    python benchmarks/memory.py [--steps 100 1000 10000] [--only Max GRU ...] [--batch 16] [--width 256]
 
 Both forms are the same module on the same input, without resets, run alternately; medians. A form that would take
-minutes is left out (`-`). "kept" is what autograd holds from forward to backward, parameters and input aside. Two
+minutes is left out. `kept_mib` is what autograd holds from forward to backward, parameters and input aside. Two
 comparisons follow: a GRU with a maximum behind it against torch's fused GRU alone, and MinGRU against GRU.
 The process restarts itself with an allocator that keeps freed memory, as it does of itself for tensors below 32 MiB;
-else page faults would make up most of what is measured at 10,000 steps, for either form.
+else page faults would make up most of what is measured at 10,000 steps, for either form. Ends with one JSON line.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
+from common import Report, alternate, make_parser, saved_bytes
 from torch import Tensor, nn
 
 from hyperrl.modules import aggregators, sequence
@@ -87,54 +85,34 @@ def fused_gru(gru: nn.GRU, x: Tensor) -> Tensor:
     return gru(x)[0]
 
 
-def seconds(forms: Sequence[Run], x: Tensor, repeats: int) -> list[float]:
-    """Median time of forward and backward of each form, run alternately; the first rounds are not counted."""
+def seconds(forms: Mapping[str, Run], x: Tensor, repeats: int) -> dict[str, float]:
+    """Median time of forward and backward of each form, run alternately."""
     with torch.no_grad():
-        upstream = torch.randn_like(forms[0](x))
-    times: list[list[float]] = [[] for _ in forms]
-    for _ in range(repeats + WARMUP):
-        for form, record in zip(forms, times, strict=True):
-            x.grad = None
-            start = time.perf_counter()
-            form(x).backward(upstream)
-            record.append(time.perf_counter() - start)
-    return [statistics.median(record[WARMUP:]) for record in times]
+        upstream = torch.randn_like(next(iter(forms.values()))(x))
+
+    def both_ways(form: Run) -> None:
+        x.grad = None
+        form(x).backward(upstream)
+
+    times = alternate({name: partial(both_ways, form) for name, form in forms.items()}, repeats, WARMUP)
+    return {name: statistics.median(values) for name, values in times.items()}
 
 
-def kept_bytes(form: Run, x: Tensor, parameters: Sequence[Tensor]) -> int:
-    """Bytes that autograd keeps for the backward pass, each storage once."""
-    known = {tensor.untyped_storage().data_ptr() for tensor in (x, *parameters)}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        keep = form(x)  # must live until the sum is taken, lest its storages be reused
-    total = sum(storages.values())
-    del keep
-    return total
-
-
-def measure(name: str, batch: int, steps: int, width: int) -> dict[str, float | None]:
-    """Milliseconds, ratio and bytes of one memory at one length."""
+def measure(name: str, batch: int, steps: int, width: int) -> dict[str, float]:
+    """Milliseconds, ratio and bytes of one memory at one length; empty where that would take minutes."""
     memory = MEMORIES[name](width, steps)
     x = torch.randn(batch, steps, width).requires_grad_()
     if steps > LONGEST_QUADRATIC.get(name, steps):
-        return {"ms": None, "stepwise_ms": None, "ratio": None, "kept_mib": None}
+        return {}
     longest = LONGEST_STEPWISE_QUADRATIC if name in LONGEST_QUADRATIC else LONGEST_STEPWISE
-    affordable = name in AGGREGATORS or steps <= longest
-    forms = [partial(whole, memory), *([partial(stepwise, memory)] if affordable else [])]
-    own, *other = seconds(forms, x, 3 if name in LONGEST_QUADRATIC else repeats_for(steps))
-    return {
-        "ms": 1e3 * own,
-        "stepwise_ms": 1e3 * other[0] if other else None,
-        "ratio": other[0] / own if other else None,
-        "kept_mib": kept_bytes(forms[0], x, list(memory.parameters())) / 2**20,
-    }
+    forms: dict[str, Run] = {"whole": partial(whole, memory)}
+    if name in AGGREGATORS or steps <= longest:
+        forms["stepwise"] = partial(stepwise, memory)
+    times = seconds(forms, x, 3 if name in LONGEST_QUADRATIC else repeats_for(steps))
+    row = {"ms": 1e3 * times["whole"]}
+    if "stepwise" in times:
+        row |= {"stepwise_ms": 1e3 * times["stepwise"], "ratio": times["stepwise"] / times["whole"]}
+    return row | {"kept_mib": saved_bytes(partial(whole, memory, x), (x, *memory.parameters())) / 2**20}
 
 
 def repeats_for(steps: int) -> int:
@@ -145,8 +123,8 @@ def repeats_for(steps: int) -> int:
 def compare(first: Run, second: Run, batch: int, steps: int, width: int) -> float:
     """Time of the first over that of the second."""
     x = torch.randn(batch, steps, width).requires_grad_()
-    own, other = seconds([first, second], x, repeats_for(steps))
-    return own / other
+    times = seconds({"first": first, "second": second}, x, repeats_for(steps))
+    return times["first"] / times["second"]
 
 
 def comparisons(batch: int, steps: int, width: int) -> dict[str, float]:
@@ -161,34 +139,25 @@ def comparisons(batch: int, steps: int, width: int) -> dict[str, float]:
     }
 
 
-def show(number: float | None) -> str:
-    return "-" if number is None else f"{number:.4g}"
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--only", nargs="+", choices=MEMORIES, default=list(MEMORIES), metavar="NAME")
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--json", action="store_true", help="JSON lines instead of a table")
     args = parser.parse_args()
     if not KEEP_FREED.items() <= os.environ.items():
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED)
 
-    if not args.json:
-        print(f"{'memory':24}{'steps':>7}{'ms':>10}{'stepwise':>10}{'ratio':>8}{'kept MiB':>10}")
+    report = Report("memory", batch=args.batch, width=args.width)
     for name in args.only:
         for steps in args.steps:
-            row = measure(name, args.batch, steps, args.width)
-            if args.json:
-                print(json.dumps({"memory": name, "steps": steps, **row}), flush=True)
-            else:
-                cells = "".join(show(row[key]).rjust(n) for key, n in zip(row, (10, 10, 8, 10), strict=True))
-                print(f"{name:24}{steps:7}{cells}", flush=True)
+            if row := measure(name, args.batch, steps, args.width):
+                report.add(f"{name}, {steps} steps", row)
     for steps in (steps for steps in args.steps if steps <= LONGEST_COMPARISON):
         for name, ratio in comparisons(args.batch, steps, args.width).items():
-            print(json.dumps({name: ratio, "steps": steps}) if args.json else f"{name:31}{steps:7}{ratio:8.2f}")
+            report.add(f"{name}, {steps} steps", {"ratio": ratio})
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -17,19 +17,15 @@ trajectories before it learns needs a longer warm-up than that.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
 import logging
-import statistics
-import sys
 import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
+from common import Report, gemm_gflops, make_parser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -37,8 +33,6 @@ from hyperrl import cli
 from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import MetaEnv
 from hyperrl.modules.meta_ppo import MetaPPO
-
-GEMM_SIZE = 2048
 
 
 class Clock:
@@ -139,20 +133,8 @@ class Clock:
         }
 
 
-def gemm_rate(precision: str) -> float:
-    """Floating-point operations per second of one large matrix product, the median of several."""
-    dtype = torch.bfloat16 if precision.startswith("bf16") else torch.float32
-    a, b = (torch.randn(GEMM_SIZE, GEMM_SIZE, dtype=dtype) for _ in range(2))
-    times = []
-    for _ in range(9):
-        start = time.perf_counter()
-        a @ b
-        times.append(time.perf_counter() - start)
-    return 2 * GEMM_SIZE**3 / statistics.median(times[2:])
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--frames", type=int, default=50_000, help="frames to train for, warm-up included")
     parser.add_argument("--warmup", type=int, default=5, help="rollouts to leave out")
     parser.add_argument("--config", action="append", default=[], help="configurations, as for `hyperrl fit`")
@@ -161,26 +143,28 @@ def main() -> None:
     logging.disable(logging.INFO)
     clock = Clock(args.warmup)
     clock.watch()
-    configs = [part for config in args.config or ["experiment/gridnavi_rnn_hn"] for part in ("--config", config)]
+    named = args.config or ["experiment/gridnavi_rnn_hn"]
+    configs = [part for config in named for part in ("--config", config)]
     with tempfile.TemporaryDirectory() as folder:
         store = f"--trainer.logger.init_args.save_dir={folder}"
         done = cli.run(["fit", *configs, f"--data.frames={args.frames}", store, *overrides], test=False)
     precision = str(done.trainer.precision)
-    gemm = gemm_rate(precision)
-    report = clock.report()
-    per_rollout = report["frames_per_second"] / (done.datamodule.num_envs * done.datamodule.steps_per_rollout)
-    gflops = sum(clock.flops.values()) * per_rollout / 1e9
-    share = report["share_update"] + report["share_inference"]
-    update_gflops = clock.flops["update"] * per_rollout / share / 1e9
-    report |= {
+    num_envs = done.datamodule.num_envs
+    numbers = clock.report()
+    rollouts_per_second = numbers["frames_per_second"] / (num_envs * done.datamodule.steps_per_rollout)
+    share = numbers["share_update"] + numbers["share_inference"]
+    gemm = gemm_gflops("bf16" if precision.startswith("bf16") else "fp32")
+    gflops = sum(clock.flops.values()) * rollouts_per_second / 1e9
+    update_gflops = clock.flops["update"] * rollouts_per_second / share / 1e9
+    numbers |= {
         "gflops": gflops,
         "update_gflops": update_gflops,
-        "gemm_gflops": gemm / 1e9,
-        "gemm_ratio": gflops * 1e9 / gemm,
-        "update_gemm_ratio": update_gflops * 1e9 / gemm,
+        "gemm_ratio": gflops / gemm,
+        "update_gemm_ratio": update_gflops / gemm,
     }
-    named = {"precision": precision, "num_envs": done.datamodule.num_envs, "threads": torch.get_num_threads()}
-    sys.stdout.write(json.dumps(named | {name: round(value, 4) for name, value in report.items()}) + "\n")
+    report = Report("train", frames=args.frames, precision=precision, num_envs=num_envs, overrides=overrides)
+    report.add(" + ".join(named), numbers)
+    report.finish()
 
 
 if __name__ == "__main__":

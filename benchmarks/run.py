@@ -1,7 +1,7 @@
 """Runs all benchmarks, each in a process of its own, and compares with an earlier report.
 
     python benchmarks/run.py                                  # about five minutes on two cores
-    python benchmarks/run.py --only gru train --against results/benchmarks/2026-11-23.json
+    python benchmarks/run.py --only gru train --against OLD.json
     python benchmarks/run.py --budget full --output full.json
 
 Writes one JSON (the machine, and the last line of every benchmark) and beside it one Markdown table, which is printed,

@@ -125,10 +125,11 @@ def check_training(config: Any) -> None:
                 f"trainer.{name} is {config.trainer[name]}; expected {expected}: each epoch ends with a validation "
                 "that judges its checkpoint; data.rollouts_per_epoch sets the interval"
             )
-    if config.trainer.strategy == "ddp" and config.model.inference.encoder_loss == "inference":
+    loss = config.model.inference.encoder_loss
+    if config.trainer.strategy == "ddp" and loss in ("inference", "both"):
         raise ConfigError(
-            "trainer.strategy is ddp and model.inference.encoder_loss is inference, whose two losses train different "
-            "parameters; expected ddp_find_unused_parameters_true"
+            f"trainer.strategy is ddp and model.inference.encoder_loss is {loss}, whose losses train different "
+            "parameters at different times; expected ddp_find_unused_parameters_true"
         )
     monitor = str(config.checkpoint.monitor)
     if not re.fullmatch(r"val/(return(_episode_\d+)?|success_(mean|fraction))", monitor):

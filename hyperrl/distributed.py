@@ -1,4 +1,4 @@
-"""The two collective operations that rollouts need; both are trivial in a single process."""
+"""The two collective operations that training needs; both are trivial in a single process."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 T = TypeVar("T")
 
@@ -19,9 +20,12 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 
 def gather_over_ranks(value: T) -> list[T]:
-    """The ``value`` of every rank, in order, on every rank; tensors inside must be on the CPU."""
+    """The ``value`` of every rank, in order, on every rank; tensors in it arrive on the CPU.
+
+    Pickled as they are, they would come back on the device of the rank that they are of.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return [value]
     values: list[T] = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, pytree.tree_map_only(Tensor, Tensor.cpu, value))
     return values

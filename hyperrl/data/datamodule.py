@@ -11,11 +11,12 @@ from typing import Any, Literal, cast
 import torch
 from lightning.pytorch import LightningDataModule
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from hyperrl import keys
 from hyperrl.data.rollouts import Learner, RolloutStream, evaluate
 from hyperrl.data.trajectory_buffer import TrajectoryBuffer
-from hyperrl.distributed import gather_over_ranks
+from hyperrl.distributed import gather_over_ranks, sum_over_ranks
 from hyperrl.envs import MetaEnv, landmarks, make_env
 from hyperrl.errors import ConfigError
 from hyperrl.seeding import derive_seed, run_seed
@@ -105,6 +106,7 @@ class MetaDataModule(LightningDataModule):
         self.stream: RolloutStream | None = None
         self.trajectories: TrajectoryBuffer | None = None
         self._pending: dict[str, Any] | None = None
+        self._metrics: dict[str, float] = {}
 
     def _example(self, options: dict[str, Any]) -> MetaEnv:
         """An environment of this kind, to look at."""
@@ -130,8 +132,8 @@ class MetaDataModule(LightningDataModule):
 
     @property
     def rollout_metrics(self) -> dict[str, float]:
-        """Metrics of the last collected rollout."""
-        return self.stream.metrics if self.stream is not None else {}
+        """Metrics of the last collected rollouts of all ranks; times are of this one."""
+        return self._metrics
 
     @property
     def _learner(self) -> Learner:
@@ -166,8 +168,10 @@ class MetaDataModule(LightningDataModule):
         """A loader of rollouts; the collector behind it is built once and goes on from epoch to epoch."""
         assert self.trainer is not None
         if self.stream is None:
-            env = self._make_env("train", self.num_envs, self.options)
-            seed = derive_seed(run_seed(), "actions", self.trainer.global_rank)
+            # By the frames, so that a resumed run that cannot go on with its tasks does not see the first ones again.
+            frames = self._learner.frames
+            env = self._make_env("train", self.num_envs, self.options, frames)
+            seed = derive_seed(run_seed(), "actions", self.trainer.global_rank, frames)
             self.stream = RolloutStream(env, self._learner.actor, self.steps_per_rollout, seed)
             self.trajectories = self._make_buffer(env.horizon)
             if self._pending is not None:
@@ -204,6 +208,7 @@ class MetaDataModule(LightningDataModule):
             if self.stream is not None:
                 self.stream.env.close(raise_if_closed=False)
             self.stream = self.trajectories = None
+            self._metrics = {}
 
     def collect(self) -> TensorDictBase:
         """Collects one rollout with the current parameters, under the trainer's precision; keeps its trajectories."""
@@ -211,9 +216,23 @@ class MetaDataModule(LightningDataModule):
         assert self.stream is not None
         with self._acting_precision():
             rollout = self.stream.collect()
+        self._metrics = self._over_ranks(self.stream.metrics, rollout[keys.NEXT, keys.DONE].sum())
         if self.trajectories is not None:
             self.trajectories.add(rollout)
         return rollout
+
+    def _over_ranks(self, metrics: dict[str, float], ended: Tensor) -> dict[str, float]:
+        """Averages the returns of this rank's ``ended`` tasks ``[]`` with those of all others."""
+        assert self.trainer is not None
+        assert self.stream is not None
+        if self.trainer.world_size == 1:
+            return metrics
+        episodes = range(1, self.stream.env.episodes_per_task + 1)
+        names = ["train/return", *(f"train/return_episode_{k}" for k in episodes)]
+        own = torch.tensor([1.0, *(metrics.get(name, 0.0) for name in names)], dtype=torch.float64)
+        number, *sums = sum_over_ranks(own.to(ended.device) * ended).tolist()
+        returns = {name: total / number for name, total in zip(names, sums, strict=True)} if number else {}
+        return {**metrics, **returns}
 
     # Evaluation
 
@@ -259,7 +278,7 @@ class MetaDataModule(LightningDataModule):
         streams = state_dict.get("streams", [])
         if source == self._source and len(streams) == (self.trainer.world_size if self.trainer else 1):
             self._pending = streams[self.trainer.global_rank if self.trainer else 0]
-        elif source and self.trainer and self.trainer.training:
+        elif source and self.trainer and self.trainer.training and self.trainer.is_global_zero:
             _log.warning(
                 "environments or ranks differ from the checkpoint's: all of them start with new tasks, and without the "
                 "trajectories of earlier ones"

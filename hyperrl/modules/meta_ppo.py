@@ -108,6 +108,7 @@ class MetaPPO(LightningModule):
         self.ppo_loss = PPOLoss(ppo, env_info.actions.discrete)
         self.permutations = torch.Generator().manual_seed(derive_seed(run_seed(), "minibatches"))
         self.pretrained = not inference.pretrain_updates
+        self._trajectories_everywhere = False
         self.rollout_metrics: dict[str, float] = {}
         self.inference_profile: dict[str, list[float]] = {}
         self._last_time = time.perf_counter()
@@ -158,9 +159,14 @@ class MetaPPO(LightningModule):
 
     @property
     def has_trajectories(self) -> bool:
-        """Whether every rank has finished trajectories: all of them take the same steps."""
-        ready = sum_over_ranks(torch.tensor(float(len(self.trajectories) > 0), device=self.device))
-        return bool(ready == self.trainer.world_size)
+        """Whether every rank has finished trajectories: all of them take the same steps.
+
+        Ranks ask each other until it is so: a buffer never becomes empty again.
+        """
+        if not self._trajectories_everywhere:
+            ready = sum_over_ranks(torch.tensor(float(len(self.trajectories) > 0), device=self.device))
+            self._trajectories_everywhere = bool(ready == self.trainer.world_size)
+        return self._trajectories_everywhere
 
     @property
     def frozen(self) -> bool:
@@ -351,8 +357,14 @@ class MetaPPO(LightningModule):
         optimizers = self.optimizers()
         return optimizers if isinstance(optimizers, list) else [optimizers]
 
+    def setup(self, stage: str) -> None:
+        """Gives each further rank its own noise of task inference; parameters and minibatches are those of rank 0."""
+        if stage == "fit" and self.trainer.global_rank:
+            self.inference.generator.manual_seed(derive_seed(run_seed(), "inference", self.trainer.global_rank))
+
     def on_train_start(self) -> None:
         """Puts the configured rates over those that came with the optimisers' state of a resumed checkpoint."""
+        self._trajectories_everywhere = False  # the buffer is a new one
         self._anneal()
 
     def _anneal(self) -> None:
@@ -392,13 +404,13 @@ class MetaPPO(LightningModule):
             logger.log_metrics(metrics, step=self.frames)
 
     def _report(self, learnt: list[list[Logged]], rollout: TensorDictBase, start: float) -> None:
-        """Averages what the optimiser steps logged, in one transfer from the device, and checks that it is finite."""
+        """Averages what the optimiser steps of all ranks logged, in one transfer, and checks that it is finite."""
         steps = [parts for parts in learnt if parts]
         names = [name for parts in steps for name in parts[0]]
         tables = [torch.stack([torch.stack(list(part.values())) for part in parts]) for parts in steps]
         norms = torch.stack(torch._foreach_norm([parameter for _, parameter in self._named_parameters()]))
         means, firsts = [table.mean(0) for table in tables], [table[0] for table in tables]
-        values = torch.cat([*means, *firsts, norms]).tolist()
+        values = (sum_over_ranks(torch.cat([*means, *firsts, norms])) / self.trainer.world_size).tolist()
         mean = dict(zip(names, values, strict=False))
         first = dict(zip(names, values[len(names) :], strict=False))
         self._check_finite(mean, values[2 * len(names) :])
@@ -435,7 +447,7 @@ class MetaPPO(LightningModule):
         checkpoint["learner"] = {
             "frames": self.frames,
             "permutations": self.permutations.get_state(),
-            "inference": self.inference.generator.get_state(),
+            "inference": torch.stack(gather_over_ranks(self.inference.generator.get_state())),
             "pretrained": self.pretrained,
             "discounted_return": gather_over_ranks(_to_cpu(self.reward_normalizer.discounted_return)),
         }
@@ -445,9 +457,12 @@ class MetaPPO(LightningModule):
         state = checkpoint["learner"]
         self.frames = state["frames"]
         self.permutations.set_state(state["permutations"])
-        self.inference.generator.set_state(state["inference"])
         self.pretrained = state["pretrained"]
-        returns = state["discounted_return"]
-        # Other ranks than those that saved start with new tasks, whose returns are 0.
+        returns, rank = state["discounted_return"], self.trainer.global_rank
+        # Other ranks than those that saved start with new tasks, whose returns are 0, and with new noise.
         same = len(returns) == self.trainer.world_size
-        self.reward_normalizer.discounted_return = returns[self.trainer.global_rank] if same else None
+        self.reward_normalizer.discounted_return = returns[rank] if same else None
+        if same:
+            own = self.inference.generator.get_state()
+            # Cloned, because a generator reads a state from the beginning of the row's storage.
+            self.inference.generator.set_state(state["inference"].view(-1, len(own))[rank].clone())

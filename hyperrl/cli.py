@@ -37,7 +37,7 @@ from hyperrl.modules.sequence import SequenceModel
 from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
 
 _log = logging.getLogger(__name__)
-USAGE_ERROR, FAILURE = 2, 1
+FAILURE, USAGE_ERROR, TRACKING_ERROR = 1, 2, 3
 LINKS = ("env_info", "num_envs", "frames")
 # Keys whose value is a class, and what it has to be.
 CLASSES: dict[str, type] = {"model.encoder.sequence": SequenceModel, "model.encoder.aggregator": Aggregator}
@@ -107,7 +107,9 @@ class SaveConfig(SaveConfigCallback):
         for logger in trainer.loggers:
             if stage == "fit" and isinstance(logger, MLflowLogger):
                 config = yaml.safe_load(self._text())
-                logger.log_config(config, self._text(), tags={"model": configuration.model_name(config)})
+                # The configuration has the precision that was asked for, which not every processor computes in.
+                tags = {"model": configuration.model_name(config), "precision": trainer.precision}
+                logger.log_config(config, self._text(), tags)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration, so that a checkpoint alone is enough."""
@@ -168,10 +170,7 @@ class HyperRLCLI(LightningCLI):
             raise ConfigError(f"{self.subcommand} has no --ckpt_path; expected the checkpoint to evaluate")
         else:
             config.trainer.logger = False
-        precision = configuration.usable_precision(str(config.trainer.precision or 32), config.trainer.accelerator)
-        if precision == "32-true" and str(config.trainer.precision).startswith("bf16"):
-            sys.stderr.write(f"hyperrl: this processor has no bf16 units: computing in {precision}\n")
-            config.trainer.precision = precision
+        self._precision()
 
     def _set_seed(self) -> None:
         with _refused("seed_everything"):
@@ -179,8 +178,19 @@ class HyperRLCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Builds the trainer; what it refuses is a wrong setting."""
+        wanted, usable = self._precision()
+        if usable != wanted:
+            sys.stderr.write(f"hyperrl: this processor has no bf16 units: computing in {usable}\n")
+            # Not in the configuration: a run has the same one, and so the same identity, on every computer.
+            kwargs["precision"] = usable
         with _refused("trainer"):
             return super().instantiate_trainer(**kwargs)
+
+    def _precision(self) -> tuple[str, str]:
+        """The configured precision, and the one to compute in on this processor."""
+        trainer = self._get(self.config, "trainer")
+        wanted = str(trainer.precision or 32)
+        return wanted, configuration.usable_precision(wanted, trainer.accelerator)
 
     def after_instantiate_classes(self) -> None:
         """Checks the checkpoint against the model before anything is created, and continues its run."""
@@ -335,7 +345,11 @@ def run(args: list[str], test: bool = True) -> HyperRLCLI:
 
 
 def main() -> None:
-    """Entry point of the console script: wrong input ends in one line and exit status 2."""
+    """Entry point of the console script: errors end in one line.
+
+    The exit status is 2 for wrong input, 3 where MLflow cannot be used, which another try may find otherwise, and 1
+    where a loss or parameter is not finite.
+    """
     quiet_libraries()
     # A console script has no working directory on its path; user classes are named by class path.
     sys.path.insert(0, str(Path.cwd()))
@@ -349,7 +363,8 @@ def main() -> None:
             run(args)
     except (ConfigError, TrackingError, DivergedError, MisconfigurationException) as error:
         sys.stderr.write(f"hyperrl: error: {configuration.one_line(str(error))}\n")
-        sys.exit(FAILURE if isinstance(error, DivergedError) else USAGE_ERROR)
+        statuses: dict[type, int] = {DivergedError: FAILURE, TrackingError: TRACKING_ERROR}
+        sys.exit(statuses.get(type(error), USAGE_ERROR))
 
 
 if __name__ == "__main__":

@@ -12,4 +12,4 @@ class DivergedError(RuntimeError):
 
 
 class TrackingError(RuntimeError):
-    """The MLflow tracking server or store cannot be used at the start of a run."""
+    """The MLflow tracking server or store cannot be used at the start of a run or command; later it may be."""

@@ -23,14 +23,15 @@ _log = logging.getLogger(__name__)
 _MAX_PER_CALL = 100
 _MAX_NAME = 250
 _MAX_VALUE = 250
-# Where things are read from and written to.
+# What cannot change a result: where things are read from and written to, and what is shown meanwhile. Whatever decides
+# which checkpoint is tested is not among it.
 NOT_IN_IDENTITY = re.compile(
-    r"(config|ckpt_path|weights_only|print_config|trainer\.(logger|default_root_dir)|checkpoint\.dirpath)\b"
+    r"(config|ckpt_path|weights_only|print_config"
+    r"|trainer\.(logger|default_root_dir|log_every_n_steps|profiler|enable_(progress_bar|model_summary|autolog_hparams))"
+    r"|checkpoint\.(dirpath|filename|auto_insert_metric_name|verbose))\b"
 )
-# What may differ between the seeds of one group: where things are read from and written to, and the seed itself.
-NOT_IN_GROUP = re.compile(
-    r"(config|ckpt_path|print_config|trainer\.(logger|default_root_dir))\b|(.*\.)?seed(_everything)?$"
-)
+# What may differ between the seeds of one group: the same, and the seed itself.
+NOT_IN_GROUP = re.compile(rf"{NOT_IN_IDENTITY.pattern}|(.*\.)?seed(_everything)?$")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -82,16 +83,16 @@ def config_tags(config: Mapping[str, Any]) -> dict[str, str]:
 def flat_identity(flat: Mapping[str, str]) -> str:
     """Return what two runs have in common if and only if they are the same: a hash of configuration and seed.
 
-    Where things are read from and written to does not matter. The number in front is the version of this rule.
+    What cannot change a result does not matter (`NOT_IN_IDENTITY`). The number in front is the version of this rule.
 
     Args:
         flat: The resolved configuration, as `flatten` returns it.
 
     Example:
         >>> flat_identity({"seed_everything": "3", "trainer.logger.init_args.save_dir": "runs"})
-        'v1-fc68ee3290cdb262b39ff3cd59a67e56'
+        'v2-fc68ee3290cdb262b39ff3cd59a67e56'
     """
-    return f"v1-{_digest(flat, NOT_IN_IDENTITY)[:32]}"
+    return f"v2-{_digest(flat, NOT_IN_IDENTITY)[:32]}"
 
 
 def _digest(flat: Mapping[str, str], left_out: re.Pattern[str]) -> str:

@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from hyperrl.errors import TrackingError
-from hyperrl.outbox import MetricsFile, Outbox, connect, find_experiment, find_run, reason, without_password
+from hyperrl.outbox import MetricsFile, Outbox, connect, find_experiment, find_run, reached, reason
 from hyperrl.run_tags import clean_name, config_tags, flatten, send_params, send_tags, version_tags
 
 if TYPE_CHECKING:
@@ -125,23 +124,10 @@ class MLflowLogger(MLFlowLogger):
 
     def _started(self) -> Outbox:
         if self._outbox is None:
-            with self._starting():
+            with reached(self._tracking_uri):
                 client = self._connect()
                 self._outbox = self._open(client, self._create_run(client, {}))
         return self._outbox
-
-    @contextmanager
-    def _starting(self) -> Iterator[None]:
-        """Turn whatever goes wrong at the start into one line."""
-        try:
-            yield
-        except TrackingError:
-            raise
-        except Exception as error:
-            raise TrackingError(
-                f"MLflow cannot be used at {without_password(self._tracking_uri)} ({reason(error)}): start that"
-                " server, or set MLFLOW_TRACKING_URI to another one, or unset it to use a local file."
-            ) from error
 
     def _connect(self) -> MlflowClient:
         client = connect(self._tracking_uri)
@@ -196,7 +182,7 @@ class MLflowLogger(MLFlowLogger):
         if not state:
             return
         run_id, offset, step = str(state["run_id"]), int(state["offset"]), int(state.get("step", sys.maxsize))
-        with self._starting():
+        with reached(self._tracking_uri):
             client = self._connect()
             run = find_run(client, run_id)
             source = MetricsFile(self._directory(run_id))

@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.tracking import MlflowClient
 from torch.utils.data import DataLoader
 
+from hyperrl import cli
 from hyperrl.errors import TrackingError
 from hyperrl.run_tags import config_tags
 from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
@@ -135,6 +136,18 @@ def test_mlflow_is_told_not_to_wait_for_minutes(make: MakeLogger, monkeypatch: p
     _ = make().experiment
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "10"
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "3"
+
+
+def test_away_server_is_no_wrong_input_of_the_command_line(
+    make: MakeLogger, dead_uri: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "run", lambda args: make(tracking_uri=dead_uri).experiment)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", ["hyperrl", "fit"])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == cli.TRACKING_ERROR == 3
+    assert capsys.readouterr().err.startswith("hyperrl: error: MLflow cannot be used at")
 
 
 # ---- metrics
@@ -454,11 +467,35 @@ def test_identity_is_all_but_where_things_are() -> None:
 
     assert identity() == identity(ckpt_path="x", config=["a.yaml"], weights_only=True)
     assert identity() == identity(trainer={**CONFIG["trainer"], "logger": {"init_args": {"run_name": "b"}}})
-    assert identity() == identity(checkpoint={"dirpath": "elsewhere"})
     assert identity() != identity(seed_everything=4)
     assert identity() != identity(model={"name": "splagger", "ppo": {"lr": 0.2}})
-    assert identity().startswith("v1-")
+    assert identity().startswith("v2-")
     assert len(identity()) == 35
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        ("trainer", "enable_progress_bar", False), ("trainer", "enable_model_summary", True),
+        ("trainer", "enable_autolog_hparams", False), ("trainer", "log_every_n_steps", 5),
+        ("trainer", "profiler", "simple"), ("trainer", "default_root_dir", "elsewhere"),
+        ("checkpoint", "dirpath", "elsewhere"), ("checkpoint", "filename", "{epoch}"),
+        ("checkpoint", "auto_insert_metric_name", True), ("checkpoint", "verbose", True),
+    ],
+)  # fmt: skip
+def test_what_is_shown_and_where_it_is_written_tells_no_runs_apart(part: str, key: str, value: Any) -> None:
+    one, other = (config_tags({**CONFIG, part: {"max_epochs": 3, key: found}}) for found in (None, value))
+    assert one == other
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("trainer", "precision"), ("checkpoint", "monitor"), ("checkpoint", "mode"), ("checkpoint", "save_top_k")],
+)
+def test_what_decides_which_checkpoint_is_tested_tells_runs_apart(part: str, key: str) -> None:
+    one, other = (config_tags({**CONFIG, part: {key: value}}) for value in ("a", "b"))
+    assert one["identity"] != other["identity"]
+    assert one["group"] != other["group"]
 
 
 def test_changed_params_of_a_resumed_run_are_a_tag(make: MakeLogger) -> None:

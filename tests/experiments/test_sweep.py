@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,13 +20,14 @@ from typing import Any
 import pytest
 import tiny
 import yaml
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from rich.console import Console
 
 from hyperrl import cli, configuration
-from hyperrl.errors import ConfigError
+from hyperrl.errors import ConfigError, TrackingError
 from hyperrl.experiments.sweep import scheduler, supervisor, table
-from hyperrl.experiments.sweep.command import differences, select, sweep
+from hyperrl.experiments.sweep.command import Session, _write, differences, select, sweep
 from hyperrl.experiments.sweep.folder import Folder, State, settled
 from hyperrl.experiments.sweep.ledger import DIVERGED, FINISHED, RESUME, START, Ledger, Verdict, look
 from hyperrl.experiments.sweep.resolve import Resolver, resolve
@@ -35,7 +38,8 @@ from hyperrl.run_tags import flat_identity
 
 pytestmark = tiny.QUIET
 SIZES = {
-    "trainer.accelerator": "cpu", "data.num_envs": 4, "data.steps_per_rollout": 15, "data.frames": 120,
+    "trainer.accelerator": "cpu", "trainer.precision": "bf16-mixed",
+    "data.num_envs": 4, "data.steps_per_rollout": 15, "data.frames": 120,
     "data.rollouts_per_epoch": 1, "data.val_tasks": 4, "data.test_tasks": 4, "model.encoder.hidden_dim": 8,
     "model.policy.layers": [8], "model.policy.state_embedding_dim": 8, "model.policy.latent_embedding_dim": 4,
 }  # fmt: skip
@@ -65,6 +69,12 @@ def test_grid_is_sets_times_models_times_search_times_seeds(tmp_path: Path) -> N
     assert {(job.sweep, job.label) for job in jobs} == {("s", "M"), ("s", "N")}
 
 
+def test_names_say_so_much_of_a_key_that_it_is_no_other(tmp_path: Path) -> None:
+    search = {"model.ppo.lr": [0.1], "model.inference.lr": [0.2], "model.ppo.clip": [0.3], "data.seed": [5]}
+    (job,) = jobs_of(tmp_path, {"models": {"M": {}}, "search": search, "seeds": [1]})
+    assert job.name == "M ppo.lr=0.1 inference.lr=0.2 clip=0.3 data.seed=5 seed=1"
+
+
 def test_search_wins_over_model_and_model_over_shared(tmp_path: Path) -> None:
     model = {"config": "model/rnn", "b": 2, "c": 2}
     content = {
@@ -88,6 +98,10 @@ def test_search_wins_over_model_and_model_over_shared(tmp_path: Path) -> None:
         ({"models": {"M": {}}, "search": {"a": 3}}, "search.a is 3; expected a list of values"),
         ({"models": {"M": {}}, "seeds": []}, r"seeds is \[\]; expected a list of values"),
         ({"models": {"M": {}}, "seeds": [1], "search": {"seed_everything": [1]}}, "seed_everything.*expected one"),
+        ({"models": {"M": {3: 4}}}, "^models.M has the key 3; expected the name of a setting"),
+        ({"shared": {3: 4}, "models": {"M": {}}}, "^shared has the key 3; expected the name of a setting"),
+        ("models: {M: {}}\nsearch: {model.ppo.lr: [2026-11-23]}", "^search.model.ppo.lr is .*date.*; expected quoted"),
+        ("models: {M: {model.ppo.lr: 2026-11-23}}", "^models.M.model.ppo.lr is 2026-11-23 .*; expected quoted text"),
         ({"models": {"M": {"config": "model/rnnn"}}}, "model/rnnn: .*did you mean model/rnn"),
         ("models:\n  M: {}\n  M: {}\n", "sweep.yaml, line 2: the key M stands twice"),
         ("models: [", "not a readable YAML file"),
@@ -150,6 +164,25 @@ def test_what_is_not_parsed_again_is_what_the_parser_would_say(tmp_path: Path) -
     assert flats[-1]["model.encoder.aggregator.class_path"].endswith(".Softmax")
 
 
+def test_what_a_value_changes_depends_on_the_model(tmp_path: Path) -> None:
+    models = {"A": {"data.publish": ["task"]}, "B": {}}
+    content = {"shared": {"seed_everything": 1}, "models": models, "search": {"model.policy.use_task": [False, True]}}
+    resolver, jobs = Resolver(), jobs_of(tmp_path, content)
+    flats = [resolver.flat(job) for job in jobs]
+    assert [flat["data.publish"] for flat in flats] == ["['task']", "['task']", "[]", "['task']"]
+    assert flats == [resolver.parse(job) for job in jobs]
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_identity_is_that_of_the_precision_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    monkeypatch.setattr(configuration, "_has_bf16_units", lambda: units)
+    content = {"shared": {"seed_everything": 1, "trainer.accelerator": "cpu"}, "models": {"M": {}}}
+    jobs = jobs_of(tmp_path, {**content, "search": {"trainer.precision": ["bf16-mixed", "32-true"]}})
+    assert [job.flat["trainer.precision"] for job in resolve(jobs)] == ["bf16-mixed", "32-true"]
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -201,38 +234,80 @@ def test_wrong_option_is_one_line(options: dict[str, Any], line: str) -> None:
 # ---- MLflow
 
 
+@pytest.fixture
+def dead_uri(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """MLflow is at a port that nothing listens on."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "0")
+    with socket.socket() as reserved:
+        reserved.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{reserved.getsockname()[1]}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        yield uri
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the runs of a finished ``hyperrl fit`` outside any sweep: the first job of `TINY`."""
+    """A directory with the runs of a finished ``hyperrl fit`` outside any sweep: the first job of `TINY`.
+
+    It asks for bf16 on a processor without.
+    """
     root = tmp_path_factory.mktemp("trained")
     (first, _) = jobs_of(root, TINY)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        patch.setattr(configuration, "_has_bf16_units", lambda: False)
         cli.run(["fit", *first.arguments, f"--trainer.logger.init_args.save_dir={root / 'runs'}"])
     return root
 
 
-def test_run_of_hyperrl_fit_counts_as_finished(
+def test_run_of_hyperrl_fit_counts_as_finished_on_every_processor(
     trained: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr(configuration, "_has_bf16_units", lambda: True)
     before = sorted(trained.rglob("*"))
     sweep(str(trained / "sweep.yaml"), status=True, save_dir=str(trained / "runs"))
     shown = capsys.readouterr().out
     assert "RNN+HN seed=1  finished  test return" in shown
     assert "RNN+HN seed=2  queued" in shown
     assert sorted(trained.rglob("*")) == before
+    client = MlflowClient(f"sqlite:///{trained / 'runs' / 'mlflow.db'}")
+    (run,) = client.search_runs(["1"])
+    assert (run.data.params["trainer.precision"], run.data.tags["precision"]) == ("bf16-mixed", "32-true")
+
+
+def test_interrupted_run_goes_on_in_its_own_experiment(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = shutil.copytree(trained, tmp_path / "copy") / "runs"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{root / 'mlflow.db'}")
+    (_, job) = resolve(jobs_of(trained, TINY))
+    folder = Folder(root / "sweeps" / job.identity)
+    _write(job, folder, "first")
+    half = supervisor.Supervisor(folder, "owner", 2, claim=-1).arguments(asdict(Verdict(START)))
+    cli.run(["fit", *half, "--data.frames=60"], test=False)
+    (before,) = root.glob("first/*/metrics.jsonl")
+    begun = before.read_text()
+
+    _write(job, folder, "second")
+    verdict = look(folder)
+    assert (verdict.verdict, verdict.run_id, verdict.experiment) == (RESUME, before.parent.name, "first")
+    cli.run(["fit", *supervisor.Supervisor(folder, "owner", 2, claim=-1).arguments(asdict(verdict))])
+    assert {path.parent.parent.name for path in root.glob("*/*/metrics.jsonl")} == {"hyperrl", "first"}
+    assert before.read_text().startswith(begun)
+    assert "loss/total" in begun
+    assert look(folder) == Verdict(FINISHED, before.parent.name, result=look(folder).result)
 
 
 def test_only_own_dead_runs_are_ended(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"sqlite:///{trained / 'runs' / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     client = MlflowClient(uri)
-    folder = Folder(tmp_path / "sweeps" / "v1-dead")
+    folder = Folder(tmp_path / "sweeps" / "v2-dead")
     folder.path.mkdir(parents=True)
     folder.add_launch("mine")
     own, foreign = (
-        client.create_run("1", tags={"identity": "v1-dead", "launch": launch}).info.run_id
+        client.create_run("1", tags={"identity": "v2-dead", "launch": launch}).info.run_id
         for launch in ("mine", "theirs")
     )
     assert look(folder) == Verdict(START)
@@ -248,12 +323,19 @@ class FakeLedger(Ledger):
         self._save_dir, self._experiments = root, {"1": "hyperrl"}
 
 
+def save(path: Path, time: int, whole: bool = True) -> None:
+    """What can be told from a checkpoint, which is an archive, without loading it."""
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("data", "weights")
+    path.write_bytes(path.read_bytes()[: None if whole else 20])
+    os.utime(path, (time, time))
+
+
 def fake_run(root: Path, name: str, ended: str, *, saved: bool = False, result: bool = False, **tags: str) -> Any:
     if saved:
         path = root / "hyperrl" / name / "checkpoints" / "last.ckpt"
         path.parent.mkdir(parents=True)
-        path.touch()
-        os.utime(path, (ord(name), ord(name)))
+        save(path, ord(name))
     info = SimpleNamespace(run_id=name, status=ended, experiment_id="1")
     return SimpleNamespace(info=info, data=SimpleNamespace(tags=tags, metrics={"test/return": 1.5} if result else {}))
 
@@ -277,6 +359,43 @@ def test_verdicts(tmp_path: Path, runs: list[tuple[str, str, dict[str, Any]]], v
     found = FakeLedger(tmp_path).judge(made, {"mine"})
     assert (found.verdict, found.run_id) == (verdict, run_id)
     assert bool(found.checkpoint) == (verdict == RESUME)
+    assert found.experiment == ("hyperrl" if verdict == RESUME else "")
+
+
+def test_cut_checkpoint_is_not_resumed_from(tmp_path: Path) -> None:
+    run = fake_run(tmp_path, "a", "KILLED", saved=True)
+    last = tmp_path / "hyperrl" / "a" / "checkpoints" / "last.ckpt"
+    for name, time in (("epoch1.ckpt", 1), ("epoch2.ckpt", 200)):
+        save(last.with_name(name), time)
+    assert FakeLedger(tmp_path).judge([run], []).checkpoint == str(last), "the last one, although another is newer"
+    save(last, 300, whole=False)
+    assert FakeLedger(tmp_path).judge([run], []).checkpoint == str(last.with_name("epoch2.ckpt"))
+    for path in last.parent.glob("epoch*"):
+        path.unlink()
+    assert FakeLedger(tmp_path).judge([run], []) == Verdict(START)
+
+
+@pytest.mark.parametrize("options", [{"status": True}, {"dry_run": True}, {}])
+def test_unusable_store_is_one_line(
+    tmp_path: Path, dead_uri: str, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    path = write(tmp_path, TINY)
+    with pytest.raises(TrackingError, match=f"MLflow cannot be used at {dead_uri} .*Connection refused") as error:
+        sweep(str(path), save_dir=str(tmp_path / "runs"), **options)
+    assert "\n" not in str(error.value)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    (tmp_path / "runs").mkdir(exist_ok=True)
+    (tmp_path / "runs" / "mlflow.db").write_text("no database, but long enough to be looked at" * 100)
+    with pytest.raises(TrackingError, match="mlflow.db .*file is not a database") as error:
+        sweep(str(path), save_dir=str(tmp_path / "runs"), **options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"status": True}, {"dry_run": True}, {}])
+def test_file_in_place_of_a_directory_is_one_line(tmp_path: Path, options: dict[str, Any]) -> None:
+    path = write(tmp_path, TINY)
+    with pytest.raises(ConfigError, match=r"^save_dir is .*sweep.yaml/x, and .*sweep.yaml is a file; expected a dir"):
+        sweep(str(path), save_dir=str(path / "x"), **options)
 
 
 # ---- claims
@@ -294,7 +413,7 @@ child.wait()
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    result = Folder(tmp_path / "runs" / "sweeps" / "v1-job")
+    result = Folder(tmp_path / "runs" / "sweeps" / "v2-job")
     result.write_job({"name": "job", "tags": {}, "arguments": [], "directory": str(tmp_path)})
     return result
 
@@ -367,8 +486,8 @@ class Scripted(supervisor.Supervisor):
         checkpoint = "last.ckpt" if verdict == "resume" else ""
         return {"verdict": verdict, "run_id": "run", "checkpoint": checkpoint, "reason": "loss is nan"}
 
-    def _train(self, checkpoint: str) -> int:
-        self.checkpoints.append(checkpoint)
+    def _train(self, verdict: Mapping[str, Any]) -> int:
+        self.checkpoints.append(verdict["checkpoint"])
         status, _ = self.attempts.pop(0)
         if status == 99:
             raise supervisor.Stopped
@@ -383,6 +502,7 @@ class Scripted(supervisor.Supervisor):
         ([(1, "start"), (1, "resume"), (1, "resume")], "failed", 3, "exit status 1: hyperrl: error: the cause"),
         ([(0, "resume"), (0, "resume"), (-9, "resume")], "failed", 3, "killed by SIGKILL: hyperrl: error: the cause"),
         ([(2, "start")], "failed", 1, "exit status 2: hyperrl: error: the cause"),
+        ([(cli.TRACKING_ERROR, "start"), (0, "finished")], "finished", 1, ""),
         ([(1, "diverged")], "failed", 0, "diverged: loss is nan"),
         ([(1, "resume"), (99, "")], "stopped", 1, "exit status 1: hyperrl: error: the cause"),
     ],
@@ -398,6 +518,11 @@ def test_what_is_tried_again(
     assert job.attempts == [], "nothing else was tried"
     assert job.checkpoints == ["", *("last.ckpt" if v == "resume" else "" for _, v in attempts[:-1])]
     assert state.launch in folder.launches()
+
+
+def test_training_that_cannot_reach_mlflow_says_so_by_its_exit_status() -> None:
+    assert cli.USAGE_ERROR == supervisor.USAGE_ERROR
+    assert cli.TRACKING_ERROR not in (supervisor.USAGE_ERROR, cli.FAILURE)
 
 
 def test_same_command_goes_on_counting_after_a_kill(folder: Folder) -> None:
@@ -517,6 +642,38 @@ def test_unknown_cluster_is_one_line(address: str, line: str, capsys: pytest.Cap
     assert said.count("\n") == 1
 
 
+class Driven(Session):
+    """A session whose schedulers end as scripted."""
+
+    def __init__(self, root: Path, script: Sequence[int]) -> None:
+        self.text = io.StringIO()
+        display = Display(Board([], [], None), Console(file=self.text, width=40))
+        super().__init__(Plan([], [], "owner", address="head:6379"), display, root)
+        self.script = list(script)
+
+    def _drive(self) -> int:
+        self._log.write_text("Ray at head:6379: Connection refused\n")
+        return self.script.pop(0)
+
+
+def test_cluster_that_goes_away_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(Session, "_pause", lambda self, seconds: pauses.append(seconds))
+    died, refused, done = scheduler.RAY_DIED, scheduler.REFUSED, scheduler.DONE
+    session = Driven(tmp_path, [died, refused, refused, done])
+    session.run()
+    assert pauses == [5, 10, 20]
+    assert session.text.getvalue().splitlines() == [
+        "Ray has died (exit status 3; start 1 of 5)",
+        "Ray has died (Ray at head:6379: Connection refused; start 2 of 5)",
+        "Ray has died (Ray at head:6379: Connection refused; start 3 of 5)",
+    ]
+    with pytest.raises(SystemExit):
+        Driven(tmp_path, [died, *[refused] * 4]).run()
+    with pytest.raises(ConfigError, match="Ray at head:6379: Connection refused"):
+        Driven(tmp_path, [refused]).run()
+
+
 # ---- what is shown
 
 
@@ -561,3 +718,32 @@ def test_one_plain_line_per_change(tmp_path: Path) -> None:
         "RNN+HN seed=1: running (attempt 2, after: killed by SIGKILL: [0/9])",
         "RNN+HN seed=1: failed (exit status 1: what [it] said)",
     ]
+
+
+def test_table_stays_while_mlflow_is_away(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = resolve(jobs_of(tmp_path, TINY))
+    folders = [Folder(tmp_path / "sweeps" / job.identity) for job in jobs]
+    ledger = Ledger(f"sqlite:///{trained / 'runs' / 'mlflow.db'}", trained / "runs")
+    text = io.StringIO()
+    display = Display(Board(jobs, folders, ledger), Console(file=text, width=40))
+    folders[1].write_job({})
+    claim = folders[1].claim()
+    assert claim is not None
+    folders[1].write_state(State("running", "a", "owner", run_id="unknown"))
+    display.refresh()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger.client, "search_runs", refuse)
+        display.refresh()
+        display.refresh()
+    folders[1].write_state(State("running", "a", "owner", failures=1, reason="exit status 1"))
+    display.refresh()
+    os.close(claim)
+    lines = text.getvalue().splitlines()
+    assert lines[0].startswith("RNN+HN seed=1: finished (test return ")
+    assert lines[1] == "RNN+HN seed=2: running"
+    assert lines[2].startswith("no news of the runs, which go on: MLflow cannot be used at sqlite:")
+    assert lines[3:] == ["MLflow is back", "RNN+HN seed=2: running (attempt 2, after: exit status 1)"]
+
+
+def refuse(*args: Any, **kwargs: Any) -> None:
+    raise MlflowException("Connection refused")

@@ -64,7 +64,7 @@ class Sweep:
         return process
 
     def states(self) -> dict[Folder, State]:
-        folders = map(Folder, self.root.glob("runs/sweeps/v1-*"))
+        folders = map(Folder, self.root.glob("runs/sweeps/v2-*"))
         return {folder: state for folder in folders if (state := folder.state())}
 
     def finished(self) -> int:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
-from hyperrl.run_tags import NOT_IN_GROUP, NOT_IN_IDENTITY
+from hyperrl.run_tags import NOT_IN_GROUP
 
 HEADER = ("run", "kind", "name", "frames", "value")
 SEED = "seed_everything"
@@ -144,8 +144,8 @@ def _kept(run: Run, id_length: int) -> Run:
 
 
 def matters(setting: str) -> bool:
-    """Whether a setting is more than the seed, or where things are read from and written to."""
-    return not (NOT_IN_GROUP.match(setting) or NOT_IN_IDENTITY.match(setting))
+    """Whether a setting can change a result and is not the seed."""
+    return not NOT_IN_GROUP.match(setting)
 
 
 def spread(length: int, count: int) -> NDArray[np.int64]:

@@ -31,6 +31,7 @@ from hyperrl.tracking import MLflowLogger
 FAILURE, INTERRUPTED = 1, 130
 _RAY_STARTS = 5
 _REFRESH = 1.0  # seconds
+_FIRST_PAUSE = 5.0  # seconds until Ray is started again; each further pause is twice as long
 
 
 def sweep(
@@ -68,11 +69,12 @@ def sweep(
 
     Raises:
         ConfigError: The sweep or an option is wrong; nothing was started.
+        TrackingError: MLflow cannot be used.
         SystemExit: 1 if a run has failed, 130 after Ctrl-C.
     """
     _check_options(cpus_per_run, gpus_per_run, max_parallel, retries)
     jobs = resolve(select(read_jobs(find_sweep(file)), only, exclude))
-    root = Path(save_dir).absolute()
+    root = _directory(save_dir)
     uri = MLflowLogger(save_dir=str(root)).tracking_uri
     folders = [Folder(root / FOLDERS / job.identity) for job in jobs]
     console = Console()
@@ -172,9 +174,14 @@ class Session:
                 code = self._drive()
                 if self.stops or code == scheduler.DONE:
                     break
+                reason = f"exit status {code}"
                 if code == scheduler.REFUSED:
-                    raise ConfigError(self._log.read_text().splitlines()[-1])
-                self.display.line(f"Ray has died (exit status {code}, start {start} of {_RAY_STARTS})")
+                    reason = self._log.read_text().splitlines()[-1]
+                    if start == 1:  # later on, a cluster that was there may come back
+                        raise ConfigError(reason)
+                self.display.line(f"Ray has died ({reason}; start {start} of {_RAY_STARTS})")
+                if start < _RAY_STARTS:
+                    self._pause(_FIRST_PAUSE * 2 ** (start - 1))
             self._wait_for_own()
         if not self.stops and code != scheduler.DONE:
             self.display.line(f"Ray does not stay alive, see {self._log}; the same command goes on")
@@ -198,6 +205,12 @@ class Session:
             return process.wait(10)
         process.kill()
         return process.wait()
+
+    def _pause(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self.stops:
+            self.display.refresh()
+            time.sleep(_REFRESH)
 
     def _wait_for_own(self) -> None:
         """Waits until the trainings of this command have ended; a second signal kills them."""
@@ -273,6 +286,14 @@ def _check_options(cpus: float, gpus: float, max_parallel: int | None, retries: 
         raise ConfigError(f"max_parallel is {max_parallel}; expected 1 or more")
     if retries < 0:
         raise ConfigError(f"retries is {retries}; expected 0 or more")
+
+
+def _directory(save_dir: str) -> Path:
+    root = Path(save_dir).absolute()
+    for path in (root, *root.parents):
+        if path.exists() and not path.is_dir():
+            raise ConfigError(f"save_dir is {save_dir}, and {path} is a file; expected a directory")
+    return root
 
 
 def _check_ray() -> None:

@@ -18,14 +18,14 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from hyperrl.experiments.sweep.folder import Folder, State
 
 SETTLED, BUSY = 0, 75
-USAGE_ERROR = 2  # of `hyperrl fit`; it would be refused again
+USAGE_ERROR = 2  # of `hyperrl fit`; it would be refused again, unlike a run that could not reach MLflow
 GRACE = 120.0  # seconds until a training that was told to stop is killed; it ends after the rollout that it is in
 PATIENCE = 600.0  # seconds for MLflow to answer
 _POLL = 0.2
@@ -61,7 +61,7 @@ class Supervisor:
         try:
             verdict = self._look()
             while verdict["verdict"] not in ("finished", "diverged"):
-                status = self._train(verdict["checkpoint"])
+                status = self._train(verdict)
                 reason = f"{describe(status)}: {last_line(self.folder)}"
                 verdict = self._look()
                 if verdict["verdict"] in ("resume", "start"):
@@ -111,15 +111,27 @@ class Supervisor:
             _pause(wait)
             wait = min(2 * wait, 60.0)
 
-    def _train(self, checkpoint: str) -> int:
+    def arguments(self, verdict: Mapping[str, Any]) -> list[str]:
+        """The arguments of ``hyperrl fit`` for one attempt.
+
+        Args:
+            verdict: what MLflow says of the job, a `ledger.Verdict`.
+        """
+        tags = json.dumps({**self.job["tags"], "identity": self.folder.identity, "launch": self.state.launch})
+        arguments = [*self.job["arguments"], f"--trainer.logger.init_args.tags={tags}"]
+        if not verdict["checkpoint"]:
+            return arguments
+        # Its metrics are where it was begun, which another sweep may have done.
+        experiment = f"--trainer.logger.init_args.experiment_name={verdict['experiment']}"
+        return ["--ckpt_path", verdict["checkpoint"], *arguments, experiment]
+
+    def _train(self, verdict: Mapping[str, Any]) -> int:
         """One attempt.
 
         Returns:
             The exit status of ``hyperrl fit``.
         """
-        resume = ["--ckpt_path", checkpoint] if checkpoint else []
-        tags = json.dumps({**self.job["tags"], "identity": self.folder.identity, "launch": self.state.launch})
-        arguments = [*resume, *self.job["arguments"], f"--trainer.logger.init_args.tags={tags}"]
+        arguments = self.arguments(verdict)
         command = [sys.executable, "-m", "hyperrl.cli", "fit", *arguments]
         with self.folder.log.open("ab") as log:
             log.write(f"\n$ hyperrl fit {' '.join(arguments)}\n".encode())

@@ -16,7 +16,7 @@ from hyperrl.errors import ConfigError
 
 _SET_KEYS = ("config", "shared", "models", "search", "seeds")
 _KEYS = ("name", *_SET_KEYS, "sets")
-_SEED = "seed_everything"
+SEED = "seed_everything"
 
 
 @dataclass(frozen=True)
@@ -104,18 +104,23 @@ def _expand(sweep: str, set_name: str, common: Mapping[str, Any], part: Mapping[
         _check_type(f"{where}search.{key}", values, list)
     if seeds is not None:
         _check_type(f"{where}seeds", seeds, list)
-        if _SEED in search:
-            raise ConfigError(f"{where}search has {_SEED}, which {where}seeds sets, too; expected one of them")
-        search[_SEED] = seeds
+        if SEED in search:
+            raise ConfigError(f"{where}search has {SEED}, which {where}seeds sets, too; expected one of them")
+        search[SEED] = seeds
+    _check_settings(f"{where}shared", shared)
+    _check_settings(f"{where}search", search)
+    names = _short_names(list(search))
     jobs = []
     for label, model in models.items():
         _check_type(f"{where}models.{label}", model or {}, Mapping)
         own = dict(model or {})
         files = [*_files(where, common), *_files(where, part), *_files(f"{where}models.{label}.", own)]
         own.pop("config", None)
+        _check_settings(f"{where}models.{label}", own)
         for values in itertools.product(*search.values()):
             chosen = dict(zip(search, values, strict=True))
-            name = " ".join([f"{set_name}/{label}" if set_name else str(label), *map(_shown, chosen.items())])
+            shown = [f"{names[key]}={as_text(value)}" for key, value in chosen.items()]
+            name = " ".join([f"{set_name}/{label}" if set_name else str(label), *shown])
             jobs.append(Job(sweep, str(label), name, tuple(files), {**shared, **own, **chosen}, tuple(search)))
     return jobs
 
@@ -136,9 +141,24 @@ def _files(where: str, node: Mapping[str, Any]) -> list[str]:
     return [str(Path(configuration.resolve_config(str(name))).absolute()) for name in names]
 
 
-def _shown(setting: tuple[str, Any]) -> str:
-    key, value = setting
-    return f"{'seed' if key == _SEED else key.rpartition('.')[2]}={as_text(value)}"
+def _short_names(keys: Sequence[str]) -> dict[str, str]:
+    """What keys are called in the names of jobs: so many of their last parts that each name means one key.
+
+    Example:
+        >>> _short_names(["model.ppo.lr", "model.inference.lr", "model.ppo.clip"])
+        {'model.ppo.lr': 'ppo.lr', 'model.inference.lr': 'inference.lr', 'model.ppo.clip': 'clip'}
+    """
+    whole = {key: "seed" if key == SEED else key for key in keys}
+
+    def ends(name: str) -> int:
+        return sum(f".{other}".endswith(f".{name}") for other in whole.values())
+
+    result = {}
+    for key, name in whole.items():
+        parts = name.split(".")
+        endings = [".".join(parts[first:]) for first in reversed(range(len(parts)))]
+        result[key] = next((ending for ending in endings if ends(ending) == 1), name)
+    return result
 
 
 def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str]) -> None:
@@ -146,6 +166,17 @@ def _check_keys(where: str, node: Mapping[str, Any], known: Sequence[str]) -> No
         if key not in known:
             hint = configuration.nearest(str(key), known)
             raise ConfigError(f"{where} has the key {key}; expected one of {', '.join(known)}{hint}")
+
+
+def _check_settings(where: str, settings: Mapping[Any, Any]) -> None:
+    """Refuses what the command line of ``hyperrl fit`` cannot say."""
+    for key, value in settings.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{where} has the key {key}; expected the name of a setting, such as model.ppo.lr")
+        try:
+            as_text(value)
+        except TypeError as error:
+            raise ConfigError(f"{where}.{key} is {value} ({error}); expected quoted text, numbers, lists") from error
 
 
 def _check_type(where: str, value: Any, kind: type) -> None:

@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
+from hyperrl.errors import TrackingError
 from hyperrl.experiments.sweep.folder import Folder, settled
 from hyperrl.experiments.sweep.ledger import DIVERGED, FINISHED, RESUME, Ledger, Verdict
 from hyperrl.experiments.sweep.resolve import ResolvedJob
@@ -169,6 +170,7 @@ class Display:
         self.console = console or Console()
         self._live: Live | None = None
         self._last: dict[str, tuple[str, str]] = {}
+        self._away = False
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -181,8 +183,17 @@ class Display:
         self._live = None
 
     def refresh(self) -> None:
-        """Shows what has changed."""
-        rows = self._board.rows()
+        """Shows what has changed; while MLflow is away, what was shown last stays."""
+        try:
+            rows = self._board.rows()
+        except TrackingError as error:
+            if not self._away:
+                self.line(f"no news of the runs, which go on: {error}")
+            self._away = True
+            return
+        if self._away:
+            self.line("MLflow is back")
+        self._away = False
         if self._live is not None:
             self._live.update(as_table(rows, max(self.console.height - 4, 4)), refresh=True)
             return

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,7 @@ from lightning.pytorch.loggers.logger import Logger, rank_zero_experiment
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from hyperrl.errors import TrackingError
-from hyperrl.outbox import MetricsFile, Outbox, connect, find_experiment, find_run, reached, reason
+from hyperrl.outbox import MetricsFile, Outbox, connect, find_experiment, find_run, reached, reason, without_password
 from hyperrl.run_tags import clean_name, config_tags, flatten, send_params, send_tags, version_tags
 
 if TYPE_CHECKING:

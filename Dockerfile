@@ -26,7 +26,7 @@ COPY hyperrl ./hyperrl
 COPY configs ./configs
 RUN --mount=type=cache,target=/root/.cache/pip \
     /opt/hyperrl/bin/pip wheel --no-deps --wheel-dir /dist . && \
-    /opt/hyperrl/bin/pip install -c constraints.txt "$(echo /dist/*.whl)[metaworld,video]" && \
+    /opt/hyperrl/bin/pip install -c constraints.txt "$(echo /dist/*.whl)[metaworld,sweep,video]" && \
     /opt/hyperrl/bin/pip check
 
 FROM python:${PYTHON_VERSION}-slim-bookworm

@@ -125,11 +125,16 @@ def check_training(config: Any) -> None:
                 f"trainer.{name} is {config.trainer[name]}; expected {expected}: each epoch ends with a validation "
                 "that judges its checkpoint; data.rollouts_per_epoch sets the interval"
             )
-    loss = config.model.inference.encoder_loss
-    if config.trainer.strategy == "ddp" and loss in ("inference", "both"):
+    loss, replaces = config.model.inference.encoder_loss, config.model.policy.task_replaces
+    at_times = (
+        f"model.inference.encoder_loss is {loss}, whose losses train" if loss in ("inference", "both")
+        else f"model.policy.task_replaces is {replaces}, which trains" if replaces != "none"
+        else None
+    )  # fmt: skip
+    if config.trainer.strategy == "ddp" and at_times:
         raise ConfigError(
-            f"trainer.strategy is ddp and model.inference.encoder_loss is {loss}, whose losses train different "
-            "parameters at different times; expected ddp_find_unused_parameters_true"
+            f"trainer.strategy is ddp and {at_times} different parameters at different times; expected "
+            "ddp_find_unused_parameters_true"
         )
     monitor = str(config.checkpoint.monitor)
     if not re.fullmatch(r"val/(return(_episode_\d+)?|success_(mean|fraction))", monitor):

@@ -27,27 +27,30 @@ from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import PPOConfig
 
 RANKS, ENVS, STEPS = 2, 4, 20
-UPDATES = 100
+UPDATES, WARM_UP = 100, 2
+# Where not every parameter has a gradient in every update.
+UNUSED = "ddp_find_unused_parameters_true"
 MINIBATCHES: tuple[Literal["env", "step"], ...] = ("env", "step")
 # All that an encoder that learns to infer the task adds: buffers, decoders, updates and pictures of its own.
 CLI_ARGS = (
-    "fit", "--seed_everything=3", "--trainer.accelerator=cpu", "--trainer.devices=2",
-    "--trainer.strategy=ddp_find_unused_parameters_true", f"--data.env={tiny.TOY}", "--data.num_envs=4",
+    "fit", "--seed_everything=3", "--trainer.accelerator=cpu", f"--data.env={tiny.TOY}", "--data.num_envs=4",
     "--data.steps_per_rollout=5", "--data.rollouts_per_epoch=3", "--data.frames=360", "--data.val_tasks=4",
     "--data.test_tasks=4", "--checkpoint.save_top_k=-1", "--model.inference.encoder_loss=inference",
     "--model.inference.batch_trajectories=3", "--model.inference.reward_layers=[8]",
     "--model.inference.state_layers=[8]", *tiny.MODEL_ARGS,
 )  # fmt: skip
+ALONE = 120  # frames of one rank in the first two epochs
+TOGETHER = (f"--trainer.devices={RANKS}", f"--trainer.strategy={UNUSED}")
 
 
 def trainer(devices: int, *callbacks: Callback, **options: Any) -> Trainer:
     """A silent trainer for so many processes."""
-    strategy = "ddp" if devices > 1 else "auto"
-    return Trainer(
-        accelerator="cpu", devices=devices, strategy=strategy, max_epochs=-1, num_sanity_val_steps=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[FrameBudget(), *callbacks], **options,
-    )  # fmt: skip
+    common: dict[str, Any] = {
+        "accelerator": "cpu", "strategy": "ddp" if devices > 1 else "auto", "max_epochs": -1, "logger": False,
+        "num_sanity_val_steps": 0, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "callbacks": [FrameBudget(), *callbacks],
+    }  # fmt: skip
+    return Trainer(devices=devices, **{**common, **options})
 
 
 # One update of two ranks, and of one rank on the union of their rollouts
@@ -147,6 +150,33 @@ def training(folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+# A warm-up on the true task, in which the encoder waits
+
+
+class Encoders(Callback):
+    """Keeps the encoder's parameters after every update."""
+
+    def __init__(self) -> None:
+        self.kept: list[Tensor] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: MetaPPO) -> None:
+        self.on_train_batch_end(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: MetaPPO, *args: Any) -> None:
+        self.kept.append(torch.cat([p.detach().flatten() for p in pl_module.agent.encoder.parameters()]))
+
+
+def warm_up(folder: Path) -> dict[str, Any]:
+    """Two updates in which the task stands in for the latent, a policy that starts anew, and two more updates."""
+    seed_everything(3, verbose=False)
+    changes = {**tiny.DATA, "env": "GridNavi-v0", "steps_per_rollout": 5, "frames": 4 * RANKS * ENVS * 5}
+    source = MetaDataModule(**changes, publish=[keys.TASK])
+    policy = {"task_replaces": "latent", "task_embedding_dim": 4, "task_warmup": WARM_UP, "hard_reset": True}
+    model, encoders = tiny.learner(source, policy=policy), Encoders()
+    trainer(RANKS, encoders, strategy=UNUSED, limit_val_batches=0).fit(model, source)
+    return {"state": model.state_dict(), "encoders": encoders.kept}
+
+
 # Collective operations
 
 
@@ -215,12 +245,29 @@ def command_line(folder: Path) -> dict[str, Any]:
     os.chdir(folder / "cli")
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        cli.run([*CLI_ARGS])
+        cli.run([*CLI_ARGS, *TOGETHER])
     first = list(written)
     dist.barrier()  # until rank 0 has written all
     (checkpoint,) = Path("runs").glob("hyperrl/*/checkpoints/epoch1-*.ckpt")
     cli.run(["fit", "--ckpt_path", str(checkpoint)])
     return {"printed": printed.getvalue(), "written": first}
+
+
+def more_ranks(folder: Path) -> dict[str, Any]:
+    """Two ranks go on from what one has left: a rollout each."""
+    (checkpoint,) = (folder / "alone").glob("runs/hyperrl/*/checkpoints/epoch1-*.ckpt")
+    os.chdir(folder / "more")
+    watch, collect = Watch(), MetaDataModule.collect
+
+    def watched(data: MetaDataModule) -> TensorDictBase:
+        rollout = collect(data)
+        watch.on_train_batch_start(data.trainer, data.trainer.lightning_module, rollout)
+        return rollout
+
+    MetaDataModule.collect = watched
+    done = cli.run(["fit", "--ckpt_path", str(checkpoint), *TOGETHER, f"--data.frames={ALONE + RANKS * ENVS * 5}"])
+    MetaDataModule.collect = collect
+    return {"state": done.model.state_dict(), "frames": done.model.frames, "first": watch.first}
 
 
 def files(event: str, args: tuple[Any, ...]) -> list[str]:
@@ -231,7 +278,7 @@ def files(event: str, args: tuple[Any, ...]) -> list[str]:
     return [path] if changes and "runs" in Path(path).parts else []
 
 
-SCENARIOS: tuple[Callable[[Path], Any], ...] = (union, training, counts, command_line)
+SCENARIOS: tuple[Callable[[Path], Any], ...] = (union, training, warm_up, counts, command_line, more_ranks)
 
 
 def main(folder: Path) -> None:

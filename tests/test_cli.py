@@ -97,6 +97,10 @@ OUT_OF_RANGE = [
     (["--model.encoder.sequence=SequenceModel"], ["model.encoder.sequence is SequenceModel", "GRU, LSTM"]),
     (["--model.policy.bound_actions=true"], ["model.policy.bound_actions", "discrete"]),
     (["--config", "resume.yaml"], ["ckpt_path is last.ckpt", "expected it as --ckpt_path"]),
+    (
+        ["--trainer.strategy=ddp", "--model.policy.task_replaces=latent"],
+        ["trainer.strategy is ddp", "model.policy.task_replaces is latent", "ddp_find_unused_parameters_true"],
+    ),
 ]
 MISSING = [
     (["--config", "experiment/gridnavi_rnn_h"], ["_rnn_h:", "did you mean experiment/gridnavi_rnn_hn?"]),

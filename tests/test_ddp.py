@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -37,7 +38,11 @@ def given_rollouts() -> list[TensorDictBase]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left that ran all scenarios of `ranks` together."""
     folder = tmp_path_factory.mktemp("ddp")
-    (folder / "cli").mkdir()
+    for name in ("cli", "alone", "more"):
+        (folder / name).mkdir()
+    with contextlib.chdir(folder / "alone"), pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        cli.run([*ranks.CLI_ARGS, "--trainer.devices=1"])
     torch.save(given_rollouts(), folder / "rollouts.pt")
     tests, package = Path(__file__).parent, Path(hyperrl.__file__).parents[1]
     paths = os.pathsep.join(filter(None, [str(tests), str(package), os.environ.get("PYTHONPATH")]))
@@ -117,6 +122,14 @@ def test_ranks_stay_identical(folder: Path) -> None:
     torch.testing.assert_close(first["state"], second["state"], rtol=0, atol=0)
 
 
+def test_ranks_warm_up_together(folder: Path) -> None:
+    one, two = results(folder, "warm_up")
+    assert all(torch.equal(value, two["state"][name]) for name, value in one["state"].items())
+    start, *after = one["encoders"]
+    same = [torch.equal(start, encoder) for encoder in after]
+    assert same == [True, True, False, False]  # the encoder waits for the end of the warm-up
+
+
 def test_collective_operations_do_not_grow_with_the_steps(folder: Path) -> None:
     for rank in results(folder, "counts"):
         assert rank[5] == rank[40]
@@ -170,3 +183,13 @@ def test_another_number_of_ranks_goes_on_with_a_warning(
         )
     assert [record.message for record in caplog.records if "ranks differ" in record.message]
     assert resumed.model.frames == 240 + 2 * 4 * 5
+
+
+def test_two_ranks_go_on_from_what_one_has_left(folder: Path) -> None:
+    (path,) = (folder / "alone").glob("runs/hyperrl/*/checkpoints/epoch1-*.ckpt")
+    assert torch.load(path, weights_only=False)["learner"]["frames"] == ranks.ALONE
+    one, two = results(folder, "more_ranks")
+    assert one["frames"] == two["frames"] == ranks.ALONE + ranks.RANKS * ranks.ENVS * 5
+    assert one["state"].keys() == two["state"].keys()
+    assert all(torch.equal(value, two["state"][name]) for name, value in one["state"].items())
+    assert not torch.equal(one["first"][keys.TASK], two["first"][keys.TASK])

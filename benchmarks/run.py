@@ -47,6 +47,7 @@ class Benchmark:
 
 
 TRAIN = "--config experiment/gridnavi_rnn_hn"
+THROUGHPUT = f"{TRAIN} --config trainer/throughput"
 BENCHMARKS = {
     "envs": Benchmark(
         "envs.py",
@@ -57,6 +58,7 @@ BENCHMARKS = {
     "gru": Benchmark("gru.py", "--batch 4 16"),
     "hypernet": Benchmark("hypernet.py", "--distinct 50", "--batch 960 --distinct 50"),
     "hypernet-bf16": Benchmark("hypernet.py", "--distinct 50 --bf16", "--batch 960 --distinct 50 --bf16"),
+    "compiled": Benchmark("compiled.py", "--acting 16 --learning 240"),
     "memory": Benchmark("memory.py", "--steps 400 --only Max Mean Softmax Gaussian GRU LSTM MinGRU CausalTransformer"),
     "train": Benchmark("train.py", f"{TRAIN} --frames 40000", f"{TRAIN} --frames 200000"),
     "train-bf16": Benchmark(
@@ -66,8 +68,8 @@ BENCHMARKS = {
     ),
     "train-512-bf16": Benchmark(
         "train.py",
-        f"{TRAIN} --frames 60000 --warmup 1 --data.num_envs 512 --trainer.precision bf16-mixed",
-        f"{TRAIN} --frames 400000 --warmup 1 --data.num_envs 512 --trainer.precision bf16-mixed",
+        f"{THROUGHPUT} --frames 77000 --warmup 3",
+        f"{THROUGHPUT} --frames 400000 --warmup 3",
     ),
 }
 

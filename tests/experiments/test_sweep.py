@@ -137,10 +137,13 @@ def resolver() -> Resolver:
     return Resolver()
 
 
-@pytest.mark.parametrize(
-    ("name", "count"),
-    [("main_results", 60), ("init_main_result", 150), ("all_envs", 430), ("analysis", 60), ("quickstart", 6)],
-)
+SHIPPED = {
+    "main_results": 60, "init_main_result": 150, "all_envs": 430, "analysis": 60, "quickstart": 6,
+    "gridnavi_models": 25, "gridnavi_initialisations": 15, "t_maze_memories": 15,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "count"), SHIPPED.items())
 def test_shipped_sweeps_resolve(resolver: Resolver, name: str, count: int) -> None:
     flats = [resolver.flat(job) for job in read_jobs(find_sweep(name))]
     assert len({flat_identity(flat) for flat in flats}) == len(flats) == count
@@ -148,9 +151,7 @@ def test_shipped_sweeps_resolve(resolver: Resolver, name: str, count: int) -> No
 
 
 def test_all_shipped_sweeps_are_tested() -> None:
-    assert set(configuration.shipped_configs("sweep")) == {
-        f"sweep/{name}" for name in ("main_results", "init_main_result", "all_envs", "analysis", "quickstart")
-    }
+    assert set(configuration.shipped_configs("sweep")) == {f"sweep/{name}" for name in SHIPPED}
 
 
 def test_what_is_not_parsed_again_is_what_the_parser_would_say(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help install fit test slow lint format types docs report wheel bench clean
+.PHONY: help install fit test slow gpu lint format types docs report wheel bench clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -39,6 +39,9 @@ test: $(STAMP) ## run the test suite
 
 slow: $(STAMP) ## run the tests that take minutes: a sweep whose processes are killed
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+gpu: $(STAMP) ## run the tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu $(ARGS)
 
 lint: $(STAMP) ## check style
 	$(BIN)/ruff check .

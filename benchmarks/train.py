@@ -10,9 +10,13 @@ trajectories before it learns needs a longer warm-up than that.
 - `share_*`: parts of that time: the policy's and the environment's half of collection, PPO's update (with what task
   inference adds to its minibatches), the updates that task inference has of its own, validation, logging (metrics,
   checkpoints, tracking), and the rest.
+  On a GPU the environment's half is not told apart: it counts as the policy's.
 - `update_ms`: one update with all that belongs to it, in milliseconds.
 - `gflops`: matrix products per second, of all the time; `update_gflops`: of the update alone.
 - `gemm_ratio`, `update_gemm_ratio`: those against one large matrix product in the same precision and process.
+
+Where observations repeat, the large products are shared (`hyperrl.modules.hypernet.RepeatedInput`) and fewer operations
+are done in less time. `--unshared` computes them for every sample, as where observations never repeat.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from common import Report, gemm_gflops, make_parser
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -33,6 +38,7 @@ from hyperrl import cli
 from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.envs import MetaEnv
 from hyperrl.modules.meta_ppo import MetaPPO
+from hyperrl.modules.policy import Policy
 
 
 class Clock:
@@ -52,15 +58,23 @@ class Clock:
         original: Callable[..., Any] = getattr(owner, method)
 
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            if name == "environment" and torch.cuda.is_initialized():
+                return original(*args, **kwargs)  # waiting at every step would slow down what is measured
+            start = self.now()
             try:
                 return original(*args, **kwargs)
             finally:
                 # Validation plays, too, but counts as validation only.
                 if name == "validation" or not self.validating:
-                    self.seconds[name] += time.perf_counter() - start
+                    self.seconds[name] += self.now() - start
 
         setattr(owner, method, wrapper)
+
+    def now(self) -> float:
+        """The time when all work that was handed to a GPU is done."""
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        return time.perf_counter()
 
     @contextlib.contextmanager
     def counting(self, name: str) -> Iterator[None]:
@@ -105,7 +119,7 @@ class Clock:
 
     def _after_rollout(self, frames: int) -> None:
         self.rollouts += 1
-        self.end = time.perf_counter()
+        self.end = self.now()
         if self.rollouts == self.warmup:
             self.seconds.clear()
             self.start = self.end
@@ -138,11 +152,14 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=50_000, help="frames to train for, warm-up included")
     parser.add_argument("--warmup", type=int, default=5, help="rollouts to leave out")
     parser.add_argument("--config", action="append", default=[], help="configurations, as for `hyperrl fit`")
+    parser.add_argument("--unshared", action="store_true", help="share no products between equal observations")
     args, overrides = parser.parse_known_args()
     cli.quiet_libraries()
     logging.disable(logging.INFO)
     clock = Clock(args.warmup)
     clock.watch()
+    if args.unshared:
+        Policy._repeated = lambda policy, observation: None  # type: ignore[method-assign]
     named = args.config or ["experiment/gridnavi_rnn_hn"]
     configs = [part for config in named for part in ("--config", config)]
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +170,8 @@ def main() -> None:
     numbers = clock.report()
     rollouts_per_second = numbers["frames_per_second"] / (num_envs * done.datamodule.steps_per_rollout)
     share = numbers["share_update"] + numbers["share_inference"]
-    gemm = gemm_gflops("bf16" if precision.startswith("bf16") else "fp32")
+    device = done.trainer.strategy.root_device
+    gemm = gemm_gflops("bf16" if precision.startswith("bf16") else "fp32", device)
     gflops = sum(clock.flops.values()) * rollouts_per_second / 1e9
     update_gflops = clock.flops["update"] * rollouts_per_second / share / 1e9
     numbers |= {
@@ -162,7 +180,9 @@ def main() -> None:
         "gemm_ratio": gflops / gemm,
         "update_gemm_ratio": update_gflops / gemm,
     }
-    report = Report("train", frames=args.frames, precision=precision, num_envs=num_envs, overrides=overrides)
+    special = {} if device.type == "cpu" else {"device": str(device)}
+    special |= {"unshared": True} if args.unshared else {}
+    report = Report("train", frames=args.frames, precision=precision, num_envs=num_envs, overrides=overrides, **special)
     report.add(" + ".join(named), numbers)
     report.finish()
 

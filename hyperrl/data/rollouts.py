@@ -154,10 +154,12 @@ def evaluate(
     with set_exploration_type(ExplorationType.RANDOM if sampled else ExplorationType.DETERMINISTIC):
         td = env.reset()
         ended = td[keys.DONE]
-        while not ended.all():  # episodes may be shorter than the horizon
+        for _ in range(env.horizon):
             step, td = env.step_and_maybe_reset(actor(td))
             steps.append(step[keys.NEXT].select(*wanted, strict=False))
             ended = ended | step[keys.NEXT, keys.DONE]
+            if not env.may_contain(~ended):  # tasks may be shorter than the horizon
+                break
     rollout: TensorDictBase = torch.stack(steps, 1)
     done = rollout[keys.DONE][..., 0]
     # Tasks that end early are followed by others in the same environment: only the first one counts.

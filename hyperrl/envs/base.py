@@ -370,6 +370,19 @@ class MetaEnv(Pictures, EnvBase, metaclass=_ParsesFixedTask):
         # with `check_env_specs` says so; at 1,024 environments this is a fifth of a step.
         return next_tensordict_out
 
+    def maybe_reset(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Reset what is done, as `EnvBase.maybe_reset` does, but on a device without asking it whether anything is.
+
+        There every step computes a reset for all environments, of which those that are done take the result.
+        """
+        if self.device.type == "cpu":
+            return super().maybe_reset(tensordict)
+        done = tensordict.get(keys.DONE)
+        if not self.may_contain(done):
+            return tensordict
+        fresh = self._reset(self._tensordict({"_reset": done}))
+        return tensordict.update(fresh.where(done.squeeze(-1), tensordict.select(*fresh.keys())))
+
     def _set_seed(self, seed: int | None) -> None:
         if seed is None:
             self._generator.seed()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase
@@ -12,6 +14,7 @@ from hyperrl import keys
 from hyperrl.env_info import EnvInfo
 from hyperrl.modules.distributions import action_distribution
 from hyperrl.modules.encoder import EncoderConfig, TrajectoryEncoder
+from hyperrl.modules.host_mask import tell
 from hyperrl.modules.hypernet import Input
 from hyperrl.modules.no_memory import NoMemory
 from hyperrl.modules.policy import Policy, PolicyConfig
@@ -45,6 +48,8 @@ class Agent(nn.Module):
         # A resumed run may have another warm-up, and must start anew once all the same.
         self.register_buffer("renewed", torch.tensor(False), persistent=policy.hard_reset)
         self.register_buffer("updates", torch.tensor(0), persistent=policy.task_replaces != "none")
+        # The number of updates on the host, once it is needed: acting and learning must not ask a device for it.
+        self._finished: int | None = None
         self.task_key = keys.TASK_ID if keys.TASK_ID in policy.publish else keys.TASK
 
     def _policy(self, env_info: EnvInfo, config: PolicyConfig) -> Policy:
@@ -59,17 +64,27 @@ class Agent(nn.Module):
             num_tasks=env_info.num_tasks,
         )
 
-    def inputs(self, td: TensorDictBase, latent: Tensor) -> Input:
+    def inputs(self, td: TensorDictBase, latent: Tensor, shown_everywhere: bool | None = None) -> Input:
         """What actor and critic see at the steps ``td [...]``, of any batch size, with ``latent [..., 2L]``.
 
-        What was drawn to act on is taken from the steps, so that learning sees what acting saw.
+        What was drawn to act on is taken from the steps, so that learning sees what acting saw. Whoever knows that the
+        task is shown in all of the steps, or in none, may say so.
         """
         sources = (*self._sources(td, latent), td.get(keys.TASK_SHOWN, None))
-        return self.policy.inputs(*(None if x is None else x.flatten(0, td.ndim - 1) for x in sources))
+        observation, code, belief, task, shown = (None if x is None else x.flatten(0, td.ndim - 1) for x in sources)
+        if shown is not None and shown_everywhere is not None:
+            tell(shown, torch.full(shown.shape, shown_everywhere))
+        return self.policy.inputs(observation, code, belief, task, shown)
 
     def evaluate(self, td: TensorDictBase, latent: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Distribution parameters and values ``[N, .]`` at the steps ``td [...]`` with ``latent [..., 2L]``."""
-        inputs = self.inputs(td, latent)
+        """Distribution parameters and values ``[N, .]`` at the steps ``td [...]`` with ``latent [..., 2L]``.
+
+        The steps were acted since the last update.
+        """
+        chance = self.policy.config.task_chance
+        # In that time the task is shown always, by chance, or never.
+        everywhere = True if self.warming_up or chance >= 1 else None if chance else False
+        inputs = self.inputs(td, latent, everywhere)
         return self.policy.distribution(inputs), self.policy.value(inputs)
 
     def values(self, td: TensorDictBase, latent: Tensor) -> Tensor:
@@ -85,16 +100,24 @@ class Agent(nn.Module):
         latent = self.encoder.for_policy(latent, td.get(keys.LATENT_NOISE, None))
         return td[keys.OBSERVATION], latent, td.get(keys.BELIEF, None), td.get(self.task_key, None)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._finished = None
+
     @property
     def warming_up(self) -> bool:
         """Whether the task always stands in for what ``task_replaces`` names."""
         warmup = self.policy.config.task_warmup
-        return warmup > 0 and bool(self.updates < warmup)
+        if warmup and self._finished is None:
+            self._finished = int(self.updates)
+        return self._finished is not None and self._finished < warmup
 
     @torch.no_grad()
     def finish_update(self) -> None:
         """Counts a PPO update. After the last one of a warm-up the policy starts anew, with ``hard_reset``."""
         self.updates += 1
+        if self._finished is not None:
+            self._finished += 1
         if self.fresh_policy is not None and not self.renewed and not self.warming_up:
             self.policy.start_anew(self.fresh_policy)
             self.renewed.fill_(True)

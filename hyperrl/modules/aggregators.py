@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from hyperrl.errors import ConfigError
+from hyperrl.modules.host_mask import on_host
 from hyperrl.modules.memory import Memory, Part, SequenceMemory, StepMemory, Weighting, divide
 
 LOW = -999999.0
@@ -96,7 +97,8 @@ class Aggregator(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             start = (self._initial if initial is None else initial).to(state.dtype).expand_as(state)
-            memory = SequenceMemory(reset if bool(reset.any()) else None, self._split(state), self._split(start))
+            somewhere = reset if bool(on_host(reset).any()) else None
+            memory = SequenceMemory(somewhere, self._split(state), self._split(start))
             return self.aggregate(x.to(state.dtype), memory)
 
     def final_state(self, x: Tensor, state: Tensor) -> Tensor:

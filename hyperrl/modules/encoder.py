@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from hyperrl import keys
 from hyperrl.modules.encoder_config import EncoderConfig, check_parts
+from hyperrl.modules.host_mask import nowhere, on_both
 
 
 class Transition(NamedTuple):
@@ -134,7 +135,8 @@ class TrajectoryEncoder(nn.Module):
         if self.aggregator is not None:
             learnable[self.sequence.state_dim :] = self.aggregator.learnable
         self.learnable: Tensor
-        self.register_buffer("learnable", learnable, persistent=False)
+        # Positions: differentiating a choice by a mask would make the host wait for a device.
+        self.register_buffer("learnable", learnable.nonzero()[:, 0], persistent=False)
         self.learned = nn.Parameter(self._constants(1)[0, learnable])
 
     @property
@@ -177,7 +179,7 @@ class TrajectoryEncoder(nn.Module):
         """The memory before any transition of a task, ``[batch, S]``."""
         if self.learned is None:
             return self._constants(batch)
-        return self._constants(1).masked_scatter(self.learnable, self.learned).expand(batch, -1)
+        return self._constants(1).index_copy(1, self.learnable, self.learned.unsqueeze(0)).expand(batch, -1)
 
     def _constants(self, batch: int) -> Tensor:
         """The memory before any transition as the parts have it."""
@@ -299,11 +301,11 @@ class TrajectoryEncoder(nn.Module):
         Returns:
             Latents at decision time and latents after the step, both ``[B, T, 2L]``.
         """
-        is_init = rollout[keys.IS_INIT].squeeze(-1)
-        reset = torch.cat([torch.zeros_like(is_init[:, :1]), is_init], 1)
+        is_init = rollout[keys.IS_INIT]
+        reset = on_both(_resets, is_init)
         latents = self(Transition.rollout(rollout), reset, self.start_memory(rollout))
         before, after = latents[:, :-1], latents[:, 1:]
-        return torch.where(is_init.unsqueeze(-1), self.prior(1), before), after
+        return torch.where(is_init, self.prior(1), before), after
 
     def encode_trajectories(self, trajectories: TensorDictBase, bptt_steps: int | None = None) -> Tensor:
         """Encodes trajectories from the prior.
@@ -325,11 +327,17 @@ class TrajectoryEncoder(nn.Module):
             state, latents = self.initial_state(batch), [self.prior(batch).unsqueeze(1)]
             for start, stop in pairwise((0, *cuts, steps)):
                 window = x[:, start:stop]
-                latent, output = self._run(window, window.new_zeros(window.shape[:2], dtype=torch.bool), state)
+                latent, output = self._run(window, nowhere(window), state)
                 latents.append(latent)
                 if stop < steps:
                     state = self._memory_after(window, output, state)
             return torch.cat(latents, 1)
+
+
+def _resets(is_init: Tensor) -> Tensor:
+    """Where the memory starts anew before one of the T+1 transitions of a rollout, ``[B, T, 1]`` to ``[B, T+1]``."""
+    is_init = is_init.squeeze(-1)
+    return torch.cat([torch.zeros_like(is_init[:, :1]), is_init], 1)
 
 
 def _layers(widths: Sequence[int]) -> nn.Sequential:

@@ -20,6 +20,7 @@ from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.metrics import adaptation_metrics
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.encoder import EncoderConfig
+from hyperrl.modules.host_mask import on_host, tell
 from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.minibatches import permuted_chunks
 from hyperrl.modules.normalization import RewardNormalizer
@@ -217,6 +218,7 @@ class MetaPPO(LightningModule):
         Returns:
             The rollout reduced to what the update reads, and the latents at decision time ``[B, T, 2L]``.
         """
+        on_host(rollout[keys.IS_INIT])  # asked here, and not in every minibatch
         latent, next_latent = self.agent.encoder.encode(rollout)
         value, next_value = self._values(rollout, latent, next_latent)
         after = rollout[keys.NEXT]
@@ -261,13 +263,16 @@ class MetaPPO(LightningModule):
 
     def loss(self, rollout: TensorDictBase, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one minibatch and what is logged of it."""
+        is_init = rollout[keys.IS_INIT]
+        rows = index.to(is_init.device, non_blocking=True)
         if self.config.minibatch == "env":
-            rollout = rollout[index]
+            rollout = rollout[rows]
+            tell(rollout[keys.IS_INIT], on_host(is_init)[index])
             latent = self._latent(rollout).flatten(0, 1)
             batch = rollout.flatten()
         else:
-            latent = self._latent(rollout).flatten(0, 1)[index]
-            batch = rollout.flatten()[index]
+            latent = self._latent(rollout).flatten(0, 1)[rows]
+            batch = rollout.flatten()[rows]
         parameters, value = self.agent.evaluate(batch, latent)
         flat = batch.select(
             keys.ACTION, keys.ACTION_LOG_PROB, keys.ADVANTAGE, keys.VALUE_TARGET, keys.STATE_VALUE
@@ -317,7 +322,8 @@ class MetaPPO(LightningModule):
         trained = {"policy": self.agent.policy, **({"encoder": self.agent.encoder} if self._rl_trains_encoder else {})}
         for name, module in trained.items():
             norm = torch.nn.utils.clip_grad_norm_(list(module.parameters()), self.config.max_grad_norm)
-            logged[f"grad_norm/{name}"] = norm.to(total.device)  # on the host if nothing has a gradient
+            # It is on the host if nothing has a gradient.
+            logged[f"grad_norm/{name}"] = norm.to(total.device, non_blocking=True)
         for optimizer in self._optimizers if self.inference.config.rl_trains_encoder else self._optimizers[:1]:
             optimizer.step()
         return logged

@@ -11,6 +11,7 @@ from torch.nn import functional
 from hyperrl.env_info import ActionSpace
 from hyperrl.errors import ConfigError
 from hyperrl.modules.embedding import InputEmbedding
+from hyperrl.modules.host_mask import known
 from hyperrl.modules.hypernet import Condition, Input, RepeatedInput, distinct_rows
 from hyperrl.modules.initializers import GAINS, LayerInit
 from hyperrl.modules.networks import ConditionNetwork, LayerFactory, Network
@@ -312,9 +313,12 @@ def _check_dims(config: PolicyConfig, dims: dict[str, int]) -> None:
 def _replaced(x: Tensor, other: Tensor, where: Tensor) -> Tensor:
     """``x [N, K]`` with ``other [N, K]`` in its place in the rows ``where [N]``.
 
-    What no row is taken from gets no gradient, not one of zeros: Adam would go on moving its parameters.
+    What no row is taken from gets no gradient, not one of zeros: Adam would go on moving its parameters. Looking for
+    such rows would make the host wait for a device, so there it counts what the caller has told it.
     """
-    number = int(where.sum())
-    if number in (0, len(where)):
-        return other.to(x.dtype) if number else x
+    shown = known(where)
+    if shown is not None:
+        number = int(shown.sum())
+        if number in (0, len(shown)):
+            return other.to(x.dtype) if number else x
     return torch.where(where.unsqueeze(-1), other.to(x.dtype), x)

@@ -151,6 +151,10 @@ class PPOLoss(ClipPPOLoss):
             normalize_advantage=False,
             functional=False,
         )
+        if config.clip_value:
+            # The loss asks whether this is 0; a buffer, as TorchRL has it, would make the host wait for the device.
+            del self.clip_value
+            self.clip_value: float | None = config.clip
         # Coefficients belong to the configuration: a checkpoint must not bring back those it was trained with.
         self._non_persistent_buffers_set.update(self._buffers)
 

@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hyperrl.modules.host_mask import on_both, on_host
+
 
 def accumulate(value: Tensor, decay: Tensor | None, reset: Tensor | None, state: Tensor, initial: Tensor) -> Tensor:
     """See `hyperrl.modules.scan.Recurrences`."""
@@ -30,7 +32,7 @@ def accumulate_backward(
     if decay is not None:
         later = _scan_decay(_next(decay, 0.0), grad, zeros, backwards=True)
         return later, decay[:, 0] * later[:, 0], None
-    following = None if reset is None else _next(reset, False)
+    following = None if reset is None else on_both(lambda mask: _next(mask, False), reset)
     later = _scan(lambda blocks: _Sum(blocks, following, zeros), grad, zeros, backwards=True)
     starts = _Starts(later, reset)
     return later, *starts.gradients(starts.of(later), len(later))
@@ -95,10 +97,11 @@ class _Blocks:
 
     def where(self, reset: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The rows and blocks (indices into `positions`) with a reset, for each position."""
-        row, step = reset.nonzero(as_tuple=True)
+        row, step = on_host(reset).nonzero(as_tuple=True)
         position = (self.steps - 1 - step if self.backwards else step) % self.size
         order, counts = position.argsort(), position.bincount(minlength=self.size).tolist()
-        return list(zip(row[order].split(counts), (step[order] // self.size).split(counts), strict=True))
+        rows, blocks = (x.to(reset.device, non_blocking=True) for x in (row[order], step[order] // self.size))
+        return list(zip(rows.split(counts), blocks.split(counts), strict=True))
 
     @property
     def _places(self) -> range:
@@ -247,10 +250,11 @@ class _Starts:
     """The steps at which a segment of ``[B, T, ...]`` starts: the first of every row, and those with a reset."""
 
     def __init__(self, like: Tensor, reset: Tensor | None) -> None:
-        first = torch.zeros(like.shape[:2], dtype=torch.bool, device=like.device)
+        first = torch.zeros(like.shape[:2], dtype=torch.bool)
         first[:, 0] = True
-        self.row, self.step = (first if reset is None else first | reset).nonzero(as_tuple=True)
-        self.is_reset = None if reset is None else reset[self.row, self.step]
+        starts = (first if reset is None else first | on_host(reset)).nonzero(as_tuple=True)
+        self.row, self.step = (index.to(like.device, non_blocking=True) for index in starts)
+        self.is_reset = None if reset is None else reset[self.row, self.step].unsqueeze(-1)
 
     def of(self, tensor: Tensor) -> Tensor:
         """Those steps of ``[B, T, d]``, ``[N, d]``."""
@@ -260,15 +264,13 @@ class _Starts:
         """What those steps start from, ``[N, d]``."""
         if self.is_reset is None:
             return state
-        return torch.where(self.is_reset.unsqueeze(-1), initial[self.row], state[self.row])
+        return torch.where(self.is_reset, initial[self.row], state[self.row])
 
     def gradients(self, by_past: Tensor, batch: int) -> tuple[Tensor, Tensor | None]:
         """Gradients by state and initial value ``[B, d]``, from those by what the steps start from ``[N, d]``."""
         if self.is_reset is None:
             return by_past, None
         nothing = by_past.new_zeros(batch, *by_past.shape[1:])
-        is_reset = self.is_reset
-        return (
-            nothing.index_add(0, self.row[~is_reset], by_past[~is_reset]),
-            nothing.index_add(0, self.row[is_reset], by_past[is_reset]),
-        )
+        elsewhere = (by_past.masked_fill(mask, 0.0) for mask in (self.is_reset, ~self.is_reset))
+        by_state, by_initial = (nothing.index_add(0, self.row, part) for part in elsewhere)
+        return by_state, by_initial

@@ -84,7 +84,7 @@ class CausalTransformer(SequenceModel):
         count = state[:, -1]
         position = steps_in_memory(reset, count)
         check_room(position, self.horizon)
-        used = int(count.max())
+        used = steps_in_use(count, self.horizon)
         # Without a mask the library's causal kernel does, which is faster and stores less.
         masked = used > 0 or bool(reset[:, 1:].any())
         mask = _mask(reset, count, used) if masked else None

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from hyperrl.errors import ConfigError
+from hyperrl.modules.host_mask import on_host
 from hyperrl.modules.scan import cut_at_resets, linear_scan
 from hyperrl.modules.sequence.base import SequenceModel
 
@@ -40,7 +41,7 @@ class MinGRU(SequenceModel):
     def forward(self, x: Tensor, reset: Tensor, state: Tensor, initial: Tensor | None = None) -> Tensor:
         """Consumes whole sequences; see :meth:`SequenceModel.forward`."""
         starts = self.start(initial).split(self.output_dim, -1)
-        cut = bool(reset.any())
+        cut = bool(on_host(reset).any())
         for layer, hidden, start in zip(self.layers, state.split(self.output_dim, -1), starts, strict=True):
             update, candidate = layer(x).chunk(2, -1)
             update = update.sigmoid()

@@ -76,7 +76,7 @@ class Transformer(SequenceModel):
 
     def _run(self, x: Tensor, state: Tensor) -> Tensor:
         count = state[:, -1:]
-        tokens = self._tokens(state, int(count.max()))
+        tokens = self._tokens(state, steps_in_use(count, self.horizon))
         outputs = []
         for new in self.input(x).unbind(1):
             # Only padding goes beyond the horizon.

@@ -77,6 +77,14 @@ class TestLines:
             ["`n`", "7.0 of 7.0", "10", "", "hm"],
         ]
 
+    def test_frames_until_a_level_is_reached(self) -> None:
+        cells = lines_of_runs(self.RUNS, ["{reached/4/val/return}", "{reached/6.5/val/return}", "{reached/1/test/x:,}"])
+        assert cells == [["10", "", "5"], ["10", "10", ""]]
+        with pytest.raises(ConfigError, match=r"\{reached/4/val/retrun\}: no run has it"):
+            lines_of_runs(self.RUNS, ["{reached/4/val/retrun}"])
+        with pytest.raises(ConfigError, match=r"\{reached/val/return\}: expected reached/LEVEL/METRIC"):
+            lines_of_runs(self.RUNS, ["{reached/val/return}"])
+
     def test_unknown_name(self) -> None:
         with pytest.raises(ConfigError, match=r"columns: \{tset/x\}: no run has it; did you mean test/x\?"):
             lines_of_runs(self.RUNS, ["{tset/x}"])

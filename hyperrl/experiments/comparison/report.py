@@ -13,7 +13,7 @@ from hyperrl.configuration import nearest
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
 from hyperrl.experiments.comparison.figures import check_picture, draw_bars, draw_comparison
-from hyperrl.experiments.comparison.runs import Run, number
+from hyperrl.experiments.comparison.runs import Run, Series, number
 from hyperrl.experiments.comparison.sources import find_runs, read_yaml, split_source
 from hyperrl.experiments.comparison.tables import cells, make_rows, markdown
 
@@ -166,18 +166,23 @@ def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[st
     Args:
         runs: the runs.
         templates: what stands in each column, such as `{label}` or `{test/return:.2f}`; names are those of tags and
-            metrics (the newest value), `best/METRIC` (the highest one), `label`, and `frames` (at the last validation).
-            Where a run lacks one of them, the cell is empty.
+            metrics (the newest value), `best/METRIC` (the highest one), `reached/LEVEL/METRIC` (the frames at which it
+            was first that high), `label`, and `frames` (at the last validation). Where a run lacks one of them, the
+            cell is empty.
 
     Raises:
         ConfigError: a name is unknown to all runs.
     """
+    names = [name for text in templates for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     fields = [_fields(run) for run in runs]
     known = set().union(*fields)
-    for template in templates:
-        for _, name, _, _ in string.Formatter().parse(template):
-            if name is not None and name not in known:
-                raise ConfigError(f"columns: {{{name}}}: no run has it{nearest(name, known)}")
+    for name in names:
+        level, metric = _level(name)
+        if (name if level is None else metric) not in known:
+            raise ConfigError(f"columns: {{{name}}}: no run has it{nearest(name, known)}")
+        for run, of in zip(runs, fields, strict=True):
+            if level is not None and metric in run.metrics:
+                of |= _reached(run.metrics[metric], level, name)
     return [[_cell(template, of) for template in templates] for of in fields]
 
 
@@ -190,8 +195,33 @@ def _fields(run: Run) -> dict[str, Any]:
     return fields
 
 
+def _level(name: str) -> tuple[float | None, str]:
+    """Level and metric of a column `reached/LEVEL/METRIC`; no level for all others."""
+    kind, _, rest = name.partition("/")
+    if kind != "reached":
+        return None, name
+    level, _, metric = rest.partition("/")
+    try:
+        return float(level), metric
+    except ValueError as error:
+        raise ConfigError(f"columns: {{{name}}}: expected reached/LEVEL/METRIC, as reached/30/val/return") from error
+
+
+def _reached(series: Series, level: float, name: str) -> dict[str, int]:
+    """The frames at which a metric first was that high, if ever."""
+    frames = series.frames[series.values >= level]
+    return {name: int(frames[0])} if len(frames) else {}
+
+
+class _Names(string.Formatter):
+    """Takes names as they are: a point in one is no attribute."""
+
+    def get_field(self, field_name: str, args: Any, kwargs: Any) -> tuple[Any, str]:
+        return kwargs[field_name], field_name
+
+
 def _cell(template: str, fields: Mapping[str, Any]) -> str:
     try:
-        return template.format_map(fields)
+        return _Names().vformat(template, (), fields)
     except KeyError:
         return ""

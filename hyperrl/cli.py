@@ -210,11 +210,27 @@ class HyperRLCLI(LightningCLI):
         if not self.ends_with_test or self.trainer.interrupted:
             return
         # A run that was resumed elsewhere with its budget spent knows its best checkpoint by a relative path only.
-        if Path(best).is_file():
+        if self._is_everywhere(best):
             self.trainer.test(self.model, self.datamodule, ckpt_path=best, weights_only=True, verbose=False)
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, AdaptationTable):
                 callback.summary(self.trainer)
+
+    def _is_everywhere(self, path: str) -> bool:
+        """Whether all processes see a file; none of them may go on alone.
+
+        Raises:
+            ConfigError: only some of them see it.
+        """
+        own, strategy = Path(path).is_file(), self.trainer.strategy
+        if not strategy.reduce_boolean_decision(own, all=False):
+            return False
+        if not strategy.reduce_boolean_decision(own, all=True):
+            raise ConfigError(
+                f"{path} is not on all machines: training is complete, its test is not; expected a working directory "
+                "that they share (`hyperrl test --ckpt_path` makes up for the test)"
+            )
+        return True
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from hyperrl import cli, keys
 from hyperrl.callbacks import FrameBudget
 from hyperrl.data.datamodule import MetaDataModule, RolloutLoader
+from hyperrl.errors import ConfigError
 from hyperrl.modules.encoder import EncoderConfig
 from hyperrl.modules.meta_ppo import Logged, MetaPPO
 from hyperrl.modules.policy import PolicyConfig
@@ -270,6 +271,16 @@ def more_ranks(folder: Path) -> dict[str, Any]:
     return {"state": done.model.state_dict(), "frames": done.model.frames, "first": watch.first}
 
 
+def apart(folder: Path) -> str:
+    """A run whose ranks work in directories of their own: how it ends."""
+    os.chdir(folder / f"apart{dist.get_rank()}")
+    try:
+        cli.run([*CLI_ARGS, *TOGETHER, "--data.frames=120"])
+    except ConfigError as error:
+        return str(error)
+    return "nothing was said"
+
+
 def files(event: str, args: tuple[Any, ...]) -> list[str]:
     """The path that an audit event of Python is about to create or change, below ``runs``; text, or nothing."""
     path = str(args[event == "os.rename"]) if args else ""
@@ -278,7 +289,7 @@ def files(event: str, args: tuple[Any, ...]) -> list[str]:
     return [path] if changes and "runs" in Path(path).parts else []
 
 
-SCENARIOS: tuple[Callable[[Path], Any], ...] = (union, training, warm_up, counts, command_line, more_ranks)
+SCENARIOS: tuple[Callable[[Path], Any], ...] = (union, training, warm_up, counts, command_line, more_ranks, apart)
 
 
 def main(folder: Path) -> None:

@@ -38,7 +38,7 @@ def given_rollouts() -> list[TensorDictBase]:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two processes have left that ran all scenarios of `ranks` together."""
     folder = tmp_path_factory.mktemp("ddp")
-    for name in ("cli", "alone", "more"):
+    for name in ("cli", "alone", "more", "apart0", "apart1"):
         (folder / name).mkdir()
     with contextlib.chdir(folder / "alone"), pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
@@ -193,3 +193,9 @@ def test_two_ranks_go_on_from_what_one_has_left(folder: Path) -> None:
     assert one["state"].keys() == two["state"].keys()
     assert all(torch.equal(value, two["state"][name]) for name, value in one["state"].items())
     assert not torch.equal(one["first"][keys.TASK], two["first"][keys.TASK])
+
+
+def test_machines_without_a_common_directory_end_together(folder: Path) -> None:
+    (checkpoint,) = folder.glob("apart0/runs/hyperrl/*/checkpoints/epoch0-*.ckpt")
+    for said in results(folder, "apart"):
+        assert f"{checkpoint.relative_to(folder / 'apart0')} is not on all machines" in said

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import yaml
 from common import alternate
-from model_sizes import count_distinct, count_kernels, measure_sizes
+from model_sizes import as_on_a_device, count_distinct, count_kernels, measure_sizes
 from run import machine as describe_machine
 from scaling_report import write_report
 
@@ -41,10 +41,10 @@ ENOUGH_FRAMES = 40_000
 TIMEOUT = 1200
 MODELS = {"RNN+HN": "rnn_hn", "SplAgger": "splagger"}
 COPIED_BYTES = 2**28
-# What the projection is about: experiment, and environments of each process.
-PROJECTED = {
+# What the projection is about: experiment, environments of each process, and the benchmark of physics on the host.
+PROJECTED: dict[str, tuple[Any, ...]] = {
     "GridNavi, RNN+HN": ("gridnavi_rnn_hn", 4096),
-    "HalfCheetahDir, RNN+HN": ("half_cheetah_dir_rnn_hn", 1024),
+    "HalfCheetahDir, RNN+HN": ("half_cheetah_dir_rnn_hn", 1024, "HalfCheetahDir-v0 x 512"),
     "T-LN-P1, SplAgger": ("t_ln_p1_splagger", 1024),
 }
 
@@ -139,8 +139,9 @@ def run(groups: list[str], output: Path) -> dict[str, Any]:
 
     if not report["machine"]:
         report["machine"] = {**describe_machine(), **measure_machine()}
+    if not report["projected"]:
         report["projected"] = {name: describe_experiment(*which) for name, which in PROJECTED.items()}
-        save()
+    save()
     points = {point.name: point for group in groups for point in GROUPS[group]}
     for name, point in points.items():
         if name in report["points"]:
@@ -189,10 +190,31 @@ def describe(config: dict[str, Any], bf16: bool) -> dict[str, Any]:
     return {"sizes": dataclasses.asdict(sizes), "kernels": dataclasses.asdict(kernels), "distinct": distinct}
 
 
-def describe_experiment(name: str, num_envs: int) -> dict[str, Any]:
-    """Sizes and launches of a shipped experiment in bf16, which do not depend on more environments than a few."""
+def describe_experiment(name: str, num_envs: int, physics: str | None = None) -> dict[str, Any]:
+    """Sizes and launches of a shipped experiment in bf16 on a device; more environments than a few change neither."""
     config = _resolve([f"experiment/{name}"], {"data.num_envs": min(num_envs, 128)})
-    return {"num_envs": num_envs, "steps": config["data"]["steps_per_rollout"], **describe(config, bf16=True)}
+    with as_on_a_device():
+        model = describe(config, bf16=True)
+    steps = config["data"]["steps_per_rollout"]
+    return {"num_envs": num_envs, "steps": steps, "core_steps": physics and steps_per_core(physics), **model}
+
+
+def steps_per_core(case: str, folder: Path = ROOT / "results" / "benchmarks") -> float:
+    """Steps per second and core of an environment whose physics run on the host, resets included.
+
+    Args:
+        case: what it is called in the benchmark of environments.
+        folder: holds the JSON of `run.py`, of which the newest is read.
+
+    Raises:
+        ConfigError: `run.py` has not measured it.
+    """
+    path = max(folder.glob("2*.json"), default=folder / "DATE.json")
+    report = json.loads(path.read_text()) if path.exists() else {"benchmarks": {"envs": {"results": {}}}}
+    numbers = report["benchmarks"]["envs"]["results"].get(case)
+    if numbers is None:
+        raise ConfigError(f"{path}: expected {case}, as measured by benchmarks/run.py")
+    return float(numbers["step_and_maybe_reset_per_second"] / report["machine"]["cores"])
 
 
 def _resolve(configs: list[str], overrides: dict[str, Any]) -> dict[str, Any]:

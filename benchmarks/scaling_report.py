@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -36,9 +37,6 @@ SERIES = {"RNN+HN": ("#0072B2", "o"), "RNN+HN, condition": ("#0072B2", "o"), "RN
 H100 = Machine("one H100", fp32=67e12, low=989e12, bandwidth=3.35e12, latency=5e-6, cudnn=True)
 NVLINK, INFINIBAND = 450e9, 50e9
 HOST_CORES = 16
-# Steps per second of HalfCheetahDir on one core: half of what two did with 512 environments, physics and resets
-# (results/benchmarks/2026-11-23.json).
-PHYSICS = {"HalfCheetahDir, RNN+HN": 34_500}
 CLUSTERS = (
     H100,
     H100._replace(name="eight H100", processes=8, link=NVLINK),
@@ -130,7 +128,7 @@ def make_row(group: str, point: Mapping[str, Any], machine: Mapping[str, float])
         mflop_modelled=cost_model.rollout_work(sizes, setting).total / setting.frames / 1e6,
         gflops=numbers["gflops"],
         gemm_gflops=point["gemm_gflops"]["bf16"],
-        peak_mib=numbers["peak_mib"],
+        peak_mib=math.nan if numbers["peak_mib"] is None else numbers["peak_mib"],
         modelled_mib=memory,
     )
 
@@ -180,6 +178,8 @@ def project(report: Mapping[str, Any], rows: Sequence[Row]) -> list[Projection]:
         by_size = sorted(alike, key=lambda row: row.environments)
         efficiency = Efficiency(by_size[-1].share, by_size[0].share)
         for machine in CLUSTERS:
+            if stored["core_steps"] is not None:
+                machine = machine._replace(host_steps=HOST_CORES * stored["core_steps"])
             result.append(_project(case, sizes, kernels, setting, machine, efficiency))
     return result
 
@@ -187,8 +187,6 @@ def project(report: Mapping[str, Any], rows: Sequence[Row]) -> list[Projection]:
 def _project(
     case: str, sizes: Sizes, kernels: Kernels, setting: Setting, machine: Machine, efficiency: Efficiency
 ) -> Projection:
-    if case in PHYSICS:
-        machine = machine._replace(host_steps=HOST_CORES * PHYSICS[case])
     best, terms = (cost_model.predict(sizes, kernels, setting, machine, share) for share in (Efficiency(), efficiency))
     slowest = cost_model.binding(terms)
     return Projection(
@@ -242,6 +240,8 @@ def _group_table(group: str, rows: Sequence[Row]) -> str:
 
 
 def _cell(value: object) -> str:
+    if isinstance(value, float) and math.isnan(value):
+        return "-"  # not measured
     return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
 
@@ -258,6 +258,9 @@ def _machine_table(report: Mapping[str, Any]) -> str:
         ["an operation on one number, microseconds", f"{1e6 * machine['latency']:.2f}"],
         ["memory of a process that trains next to nothing, MiB", _cell(machine["process_mib"])],
     ]
+    for case, stored in report["projected"].items():
+        if stored["core_steps"] is not None:
+            lines.append([f"physics of {case}, steps/s for each core", _cell(stored["core_steps"])])
     return markdown(["what", "measured"], lines)
 
 
@@ -282,37 +285,44 @@ def _projection_table(report: Mapping[str, Any], rows: Sequence[Row]) -> str:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """All numbers, four digits."""
+    """All numbers, four digits; empty where nothing was measured."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Row._fields)
-        writer.writerows([f"{cell:.4g}" if isinstance(cell, float) else cell for cell in row] for row in rows)
+        writer.writerows([_digits(cell) for cell in row] for row in rows)
+
+
+def _digits(cell: object) -> object:
+    if isinstance(cell, float):
+        return "" if math.isnan(cell) else f"{cell:.4g}"
+    return cell
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:
     """Speed above and memory below, one column per group: what was measured, and what the model says."""
     figure = Figure(figsize=(15, 6.6), layout="constrained")
-    panels = figure.subplots(2, len(X_COLUMNS), squeeze=False, sharex="col")
+    panels = figure.subplots(2, len(X_COLUMNS), squeeze=False, sharex="col", sharey="row")
     for column, group in enumerate(X_COLUMNS):
         own = [row for row in rows if row.group == group]
         for series in dict.fromkeys(row.series for row in own):
             line = sorted((row for row in own if row.series == series), key=lambda row: getattr(row, X_COLUMNS[group]))
             _lines(panels[0][column], group, series, line, "frames_per_second", "at_most")
             _lines(panels[1][column], group, series, line, "peak_mib", "modelled_mib")
-        panels[0][column].set(title=group, ylabel="frames/s")
-        panels[1][column].set(xlabel=X_LABELS[group], ylabel="peak memory, MiB")
+        panels[0][column].set(title=group)
+        panels[1][column].set(xlabel=X_LABELS[group])
         for axes, model in ((panels[0][column], "at most (cost model)"), (panels[1][column], "cost model")):
             axes.plot([], [], color="0.3", linestyle="--", label=model)
             _log_axes(axes, sorted({getattr(row, X_COLUMNS[group]) for row in own}))
             axes.legend(fontsize=8)
+    for axes, label in zip(panels[:, 0], ("frames/s", "peak memory, MiB"), strict=True):
+        low, high = axes.get_ylim()
+        axes.set(ylabel=label, ylim=(low / 1.2, high * 2))  # room for the legends
     figure.savefig(path, dpi=110)
 
 
 def _log_axes(axes: Axes, x: Sequence[int]) -> None:
     """Logarithmic, with plain numbers: the measured ones below, as far as there is room for them."""
     axes.set(xscale="log", yscale="log")
-    low, high = axes.get_ylim()
-    axes.set_ylim(low / 1.5, high * 1.5)
     axes.yaxis.set(major_locator=LogLocator(subs=(1, 2, 3, 5, 7)), minor_locator=NullLocator())
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.xaxis.set(minor_locator=NullLocator())

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import pytest
 import torch
@@ -32,6 +33,8 @@ _INDEXING = {
     _aten._unsafe_index.Tensor, _aten._unsafe_index_put.default,
 }  # fmt: skip
 _COPYING = {_aten._to_copy.default, _aten.copy_.default}
+# The only way to the device without waiting: `non_blocking` alone may wait, unless the memory is pinned.
+_QUEUES = "modules.host_mask.queued"
 
 
 class Elsewhere(Tensor):
@@ -78,6 +81,7 @@ class PretendedDevice(TorchDispatchMode):
     Attributes:
         waits: the others that did, with the operation that waited, in the order of their calls.
         used: those of `allowed` that did.
+        operations: how many ran on the device, views left out.
     """
 
     def __init__(self, allowed: Collection[str] = ()) -> None:
@@ -85,13 +89,16 @@ class PretendedDevice(TorchDispatchMode):
         self.allowed = frozenset(allowed)
         self.waits: list[str] = []
         self.used: set[str] = set()
+        self.operations = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         tensors = list(_tensors((args, tuple(kwargs.values()))))
         there = any(isinstance(tensor, Elsewhere) for tensor in tensors)
         result_there = there if kwargs.get("device") is None else torch.device(kwargs["device"]) == DEVICE
+        _check_generator(func, kwargs.get("generator"), DEVICE if result_there else torch.device("cpu"))
         if there or result_there:
+            self.operations += not func.is_view
             self._check(func, args, kwargs, tensors, result_there)
         if "device" in kwargs:
             kwargs["device"] = torch.device("cpu")
@@ -107,8 +114,7 @@ class PretendedDevice(TorchDispatchMode):
         if func in _COPYING:
             to_host = not result_there if func is _aten._to_copy.default else not isinstance(args[0], Elsewhere)
             crosses = len({isinstance(tensor, Elsewhere) for tensor in tensors} | {not to_host}) > 1
-            queued = kwargs.get("non_blocking", args[2] if len(args) > 2 else False) and not to_host
-            if crosses and not queued:
+            if crosses and (to_host or _QUEUES not in _own_functions(sys._getframe(2))):
                 self._note(f"{func} to the {'host' if to_host else 'device'}")
         elif func in _INDEXING:
             index = [tensor for tensor in args[1] if tensor is not None]
@@ -161,10 +167,21 @@ def _own_functions(frame: FrameType | None) -> Iterator[str]:
 
 
 class _HostGenerator(torch.Generator):
-    """The generator of the device: it has none of its own."""
+    """A generator on the CPU that says where it is: the device has none of its own."""
+
+    # By their address: operations get another object for the same generator.
+    there: ClassVar[weakref.WeakValueDictionary[int, _HostGenerator]] = weakref.WeakValueDictionary()
 
     def __new__(cls, device: Any = "cpu") -> _HostGenerator:
-        return super().__new__(cls, "cpu")
+        generator = super().__new__(cls, "cpu")
+        if torch.device(device) == DEVICE:
+            cls.there[generator._cdata] = generator
+        return generator
+
+
+def _check_generator(func: Any, generator: torch.Generator | None, device: torch.device) -> None:
+    if generator is not None and (generator._cdata in _HostGenerator.there) is not (device == DEVICE):
+        raise RuntimeError(f"{func}: expected a generator on {device}, found one of another device")
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from pretended_device import DEVICE, PretendedDevice, moved, pretended
 from tensordict import TensorDictBase
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hyperrl import keys
+from hyperrl.data.datamodule import MetaDataModule
 from hyperrl.data.rollouts import RolloutStream
 from hyperrl.envs import make_env
 from hyperrl.errors import ConfigError
@@ -32,6 +34,8 @@ import cost_model  # noqa: E402
 import model_sizes  # noqa: E402
 from common import saved_bytes  # noqa: E402
 from cost_model import Efficiency, Machine, Setting, Term  # noqa: E402
+
+__all__ = ["pretended"]  # the fixture
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torchrl")
 
@@ -161,6 +165,47 @@ def test_kept_bytes_are_those_of_autograd(num_envs: int, shared: bool, bf16: boo
     kept = saved_bytes(loss, learner.parameters())
     modelled = cost_model.kept_bytes(model_sizes.measure_sizes(learner), setting_of(rollout, index, shared, bf16))
     assert modelled == pytest.approx(kept, rel=0.05)
+
+
+def data_of(name: str, num_envs: int, steps: int, **options: Any) -> MetaDataModule:
+    return MetaDataModule(name, num_envs=num_envs, frames=10**6, steps_per_rollout=steps, env_options=options)
+
+
+@pytest.mark.parametrize("num_envs", [8, 80])
+@pytest.mark.parametrize("bf16", [False, True])
+def test_launches_of_short_rollouts_predict_those_of_longer_ones(num_envs: int, bf16: bool) -> None:
+    """With a new learner and with one that has learnt, on either side of `FEW_ROWS`."""
+    learner, data = make_learner(num_envs=num_envs), data_of("GridNavi-v0", num_envs, 12)
+    kernels, _ = model_sizes.count_kernels(learner, data, bf16)
+    assert model_sizes.count_kernels(learner, data, bf16)[0] == kernels
+    collected, valued, learnt, _ = model_sizes._count_at(learner, data, min(num_envs, 68), 12, bf16)
+    once = model_sizes._count_at(learner, data, min(num_envs, 68), 4, bf16)[0] - 4 * kernels.acting
+    assert collected == once + 12 * kernels.acting
+    assert valued == kernels.values + 13 * kernels.values_step
+    assert learnt == kernels.minibatch + 13 * kernels.minibatch_step
+
+
+@pytest.mark.parametrize(("name", "encoder"), [("GridNavi-v0", {}), ("T-LN-P1-v0", SPLAGGER)])
+def test_launches_on_a_device_are_those_of_the_pretended_one(
+    pretended: type[PretendedDevice], name: str, encoder: dict[str, Any]
+) -> None:
+    """Reset of all environments and parallel scans included; more of them than on the CPU."""
+    learner, data = make_learner(name, 80, encoder), data_of(name, 80, 12)
+    here = model_sizes.count_kernels(learner, data, bf16=False)[0].acting
+    with model_sizes.as_on_a_device():
+        there = model_sizes.count_kernels(learner, data, bf16=False)[0].acting
+    with pretended():
+        actor = moved(learner).actor
+    collected = []
+    for steps in (4, 8):
+        with pretended():
+            env = make_env(name, 68, seed=0, device=DEVICE)
+            stream = RolloutStream(env, actor, steps, seed=0)
+        with pretended(), model_sizes._Launches() as counter:
+            stream.collect()
+        collected.append(counter.number)
+    assert here < there == (collected[1] - collected[0]) / 4
+    assert here == model_sizes.count_kernels(make_learner(name, 80, encoder), data, bf16=False)[0].acting
 
 
 def test_sizes_survive_json() -> None:

@@ -1,6 +1,6 @@
-"""The same on a real GPU as `test_device.py` on a pretended one; whatever can also runs on the CPU here.
+"""The same on a real GPU as `test_device.py` on a pretended one.
 
-`make gpu` runs the tests that need a GPU.
+`make gpu` runs these tests. Elsewhere only their bodies run, on the CPU, so that they do not break unnoticed.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,16 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from test_device import ROLLOUT, UPDATE, Case, Learner, agent_for, build
+from test_device import BUFFER, CASES, ONCE, ROLLOUT, UPDATE, WORLDS, Case, Learner, agent_for, build, everything
 from torch.profiler import ProfilerActivity, profile
 
 from hyperrl import cli, keys
 from hyperrl.data.rollouts import RolloutStream
 from hyperrl.envs import make_env
 from hyperrl.modules.agent import Actor
+from hyperrl.modules.meta_ppo import MetaPPO
 
 pytestmark = tiny.QUIET
-GPU = pytest.param("cuda", marks=pytest.mark.gpu)
-DEVICES = pytest.mark.parametrize("device", ["cpu", GPU])
 STEPS = 20
 
 
@@ -47,10 +47,12 @@ def let_wait(monkeypatch: pytest.MonkeyPatch, functions: Collection[str]) -> Non
     for name in functions:
         module, owner = _located(name)
         attribute = name.rsplit(".", 1)[1]
-        monkeypatch.setattr(owner, attribute, _waiting(getattr(owner, attribute)))
-        if owner is module:  # whoever has imported the function has it under its own name
-            user = importlib.import_module("hyperrl.modules.meta_ppo")
-            monkeypatch.setattr(user, attribute, getattr(owner, attribute), raising=False)
+        function = getattr(owner, attribute)
+        # Whoever has imported the function has it under its own name.
+        users = [user for key, user in list(sys.modules.items()) if key.startswith("hyperrl.")]
+        for holder in (owner, *(user for user in users if owner is module and user is not module)):
+            if vars(holder).get(attribute) is function:
+                monkeypatch.setattr(holder, attribute, _waiting(function))
 
 
 def _located(name: str) -> tuple[Any, Any]:
@@ -84,38 +86,21 @@ def _waiting(function: Any) -> Any:
     return waiting
 
 
-def on(device: str, case: Case = Case()) -> tuple[Learner, RolloutStream]:  # noqa: B008 - a named tuple
+def on(device: str, case: Case) -> tuple[Learner, RolloutStream]:
     """A learner and its rollouts, of tasks that end in each environment by itself."""
     learner, env = build(case, device)
     learner = learner.to(device)
     return learner, RolloutStream(env, learner.actor, STEPS, 0)
 
 
-@pytest.mark.parametrize("device", [GPU])  # on the CPU, `test_resume.py` does more
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_a_fit_and_its_continuation(
-    device: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    common = [
-        f"--trainer.accelerator={'gpu' if device == 'cuda' else 'cpu'}", "--trainer.devices=1",
-        f"--trainer.precision={precision}", "--data.num_envs=4", "--data.steps_per_rollout=15",
-        "--data.rollouts_per_epoch=2", "--data.val_tasks=4", "--data.test_tasks=4", *tiny.MODEL_ARGS,
-    ]  # fmt: skip
-    first = cli.run(["fit", "--data.frames=120", *common], test=False)
-    assert first.model.frames == 120
-    assert {p.device.type for p in first.model.parameters()} <= {device, "cpu"}
-    (checkpoint,) = tmp_path.glob("runs/hyperrl/*/checkpoints/last.ckpt")
-    second = cli.run(["fit", f"--ckpt_path={checkpoint}", "--data.frames=240", *common], test=False)
-    assert second.model.frames == 240
-    assert all(abs(value) < float("inf") for value in second.model.rollout_metrics.values())
-
-
-@DEVICES
-def test_a_rollout_and_an_update_wait_only_where_they_may(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    learner, stream = on(device)
-    learner.with_advantages(stream.collect())  # libraries are loaded, and memory is taken
-    let_wait(monkeypatch, {**ROLLOUT, **UPDATE})
+def update(device: str, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rollout and an update wait only where they may."""
+    learner, stream = on(device, case)
+    rollout = stream.collect()
+    learner.with_advantages(rollout)  # libraries are loaded, and memory is taken
+    if learner.inference.config.uses_trajectories:
+        learner.trajectories.add(rollout)
+    let_wait(monkeypatch, {**ROLLOUT, **UPDATE, **ONCE, **BUFFER, **dict.fromkeys(case.waits)})
     with no_waiting(device):
         rollout, latent = learner.with_advantages(stream.collect())
         for index in learner.minibatches(rollout):
@@ -125,34 +110,41 @@ def test_a_rollout_and_an_update_wait_only_where_they_may(device: str, monkeypat
     assert rollout[keys.OBSERVATION].device.type == device
 
 
-@pytest.mark.gpu
-def test_waiting_is_noticed() -> None:
-    x = torch.ones(3, device="cuda")
-    with no_waiting("cuda"), pytest.raises(RuntimeError, match="synchron"):
-        x.sum().item()
-
-
-@DEVICES
-def test_the_loss_equals_the_cpus(device: str) -> None:
-    learner, stream = on(device)
-    reference, _ = build(Case(), "cpu")
+def losses(device: str, case: Case) -> None:
+    """The loss and its gradients equal the CPU's."""
+    learner, stream = on(device, case)
+    reference, _ = build(case, "cpu")
     reference.load_state_dict(learner.state_dict())
     rollout = stream.collect()
+    if learner.inference.config.uses_trajectories:
+        learner.trajectories.add(rollout)
+        reference.trajectories.add(rollout.cpu())
     prepared, _ = learner.with_advantages(rollout)
     expected, _ = reference.with_advantages(rollout.cpu())
     torch.testing.assert_close(prepared.cpu(), expected, rtol=1e-3, atol=1e-4)
     index = next(iter(reference.minibatches(expected)))
-    losses = {}
-    for name, model, batch in (("own", learner, prepared), ("expected", reference, expected)):
+    found = []
+    for model, batch in ((learner, prepared), (reference, expected)):
         total, _ = model.loss(batch, index)
         total.backward()
-        losses[name] = [total.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)]
-    torch.testing.assert_close(losses["own"], losses["expected"], rtol=1e-3, atol=1e-4)
+        found.append([total.detach().cpu(), *(p.grad.cpu() for p in model.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
 
 
-@DEVICES
-def test_a_stream_goes_on_from_its_state(device: str) -> None:
-    learner, stream = on(device)
+def rollouts(device: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting waits only where it may."""
+    env = make_env(name, 4, device=device, publish=everything(name))
+    stream = RolloutStream(env, functools.partial(Actor, agent_for(env.env_info).to(device)), STEPS, 0)
+    stream.collect()
+    let_wait(monkeypatch, ROLLOUT)
+    with no_waiting(device):
+        rollout = stream.collect()
+    assert {value.device.type for value in rollout.values(True, True)} == {device}
+
+
+def continuation(device: str) -> None:
+    """A stream goes on from its state."""
+    learner, stream = on(device, Case())
     stream.collect()
     state = stream.state_dict()
     expected = stream.collect()
@@ -163,18 +155,88 @@ def test_a_stream_goes_on_from_its_state(device: str) -> None:
         assert torch.equal(again[key], expected[key]), key
 
 
-@DEVICES
-def test_nothing_is_copied_at_a_step(device: str) -> None:
-    """A rollout of twice the length has as many copies between host and device."""
-    copies = []
-    for steps in (5, 10):
-        env = make_env("GridNavi-v0", 4, device=device)
-        stream = RolloutStream(env, functools.partial(Actor, agent_for(env.env_info).to(device)), steps, 0)
+def names_of_events(device: str, steps: int) -> list[str]:
+    """What the profiler sees of a rollout."""
+    env = make_env("GridNavi-v0", 4, device=device)
+    stream = RolloutStream(env, functools.partial(Actor, agent_for(env.env_info).to(device)), steps, 0)
+    stream.collect()
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
+    with profile(activities=activities) as profiler:
         stream.collect()
-        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
-        with profile(activities=activities) as profiler:
-            stream.collect()
-        names = [event.name for event in profiler.events()]
-        copies.append(sum("Memcpy HtoD" in name or "Memcpy DtoH" in name for name in names))
-        assert any("aten::" in name for name in names)
-    assert copies[0] == copies[1]
+    return [event.name for event in profiler.events()]
+
+
+def fit(accelerator: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """A fit and its continuation in the working directory; returns where model and environments were."""
+    seen: set[str] = set()
+
+    def note(model: MetaPPO, *_: Any) -> None:
+        seen.update((model.device.type, model.trainer.datamodule.stream.env.device.type))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(MetaPPO, "on_train_batch_end", note)
+    common = [
+        f"--trainer.accelerator={accelerator}", "--trainer.devices=1", f"--trainer.precision={precision}",
+        "--data.num_envs=4", "--data.steps_per_rollout=15", "--data.rollouts_per_epoch=2", "--data.val_tasks=4",
+        "--data.test_tasks=4", *tiny.MODEL_ARGS,
+    ]  # fmt: skip
+    first = cli.run(["fit", "--data.frames=120", *common], test=False)
+    assert first.model.frames == 120
+    (checkpoint,) = Path().glob("runs/hyperrl/*/checkpoints/last.ckpt")
+    second = cli.run(["fit", f"--ckpt_path={checkpoint}", "--data.frames=240", *common], test=False)
+    assert second.model.frames == 240
+    assert all(abs(value) < float("inf") for value in second.model.rollout_metrics.values())
+    return seen
+
+
+def test_the_bodies_run_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is compared with another device here: this is about the code above. For `fit` see `test_resume.py`."""
+    for name in ("gru", "after a warm-up", "both losses"):
+        update("cpu", CASES[name], monkeypatch)
+        losses("cpu", CASES[name])
+    rollouts("cpu", "GridNavi-v0", monkeypatch)
+    continuation("cpu")
+    assert any("aten::" in name for name in names_of_events("cpu", 2))
+
+
+@pytest.mark.gpu
+class TestOnAGPU:
+    def test_waiting_is_noticed(self) -> None:
+        x = torch.ones(3, device="cuda")
+        with no_waiting("cuda"), pytest.raises(RuntimeError, match="synchron"):
+            x.sum().item()
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_a_rollout_and_an_update_wait_only_where_they_may(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        update("cuda", CASES[name], monkeypatch)
+
+    @pytest.mark.parametrize("name", CASES)
+    def test_the_loss_equals_the_cpus(self, name: str) -> None:
+        losses("cuda", CASES[name])
+
+    @pytest.mark.parametrize("name", WORLDS)
+    def test_collecting_waits_only_where_it_may(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        rollouts("cuda", name, monkeypatch)
+
+    def test_a_robot_computes_on_the_host(self) -> None:
+        env = make_env("HalfCheetahDir-v0", 4, device="cuda", episodes_per_task=2, episode_length=3)
+        stream = RolloutStream(env, functools.partial(Actor, agent_for(env.env_info).to("cuda")), STEPS, 0)
+        rollout = stream.collect()
+        assert {value.device.type for value in rollout.values(True, True)} == {"cuda"}
+        assert rollout[keys.NEXT, keys.DONE].sum() == 4 * (STEPS // 6)
+
+    def test_a_stream_goes_on_from_its_state(self) -> None:
+        continuation("cuda")
+
+    def test_nothing_is_copied_at_a_step(self) -> None:
+        """A rollout of twice the length has as many copies between host and device."""
+        copies = []
+        for steps in (5, 10):
+            names = names_of_events("cuda", steps)
+            assert any("cuda" in name.lower() for name in names)  # else the trace is empty
+            copies.append(sum("Memcpy HtoD" in name or "Memcpy DtoH" in name for name in names))
+        assert copies[0] == copies[1]
+
+    @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+    def test_a_fit_and_its_continuation(self, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert fit("gpu", precision, monkeypatch) == {"cuda"}

@@ -236,6 +236,12 @@ class TestEvaluate:
             assert exploration_type() is ExplorationType.MEAN
         assert actor.modes == {mode}
 
+    def test_a_task_that_outlives_the_horizon_is_refused(self) -> None:
+        env = toy()
+        env.horizon = 5
+        with pytest.raises(ValueError, match=r"a task goes on after env.horizon \(5 steps\); expected its end"):
+            evaluate(env, Alternating())
+
     def test_success_is_left_out_where_it_is_not_published(self) -> None:
         assert set(evaluate(toy(), Alternating()).keys()) == {"returns"}
 

@@ -118,6 +118,34 @@ def test_table_figure_and_page(trained: list[dict[str, Any]], tmp_path: Path) ->
     assert page.read_text() == text
 
 
+def test_what_was_not_measured_is_left_open(trained: list[dict[str, Any]], tmp_path: Path) -> None:
+    report = scaling.run(["environments"], tmp_path / "scaling.json")
+    report["points"][POINTS["environments"][0].name]["numbers"] = {**NUMBERS, "peak_mib": None}
+    rows = scaling_report.make_rows(report, groups())
+    assert re.search(
+        r"^\| 4 \|.*\| - \| [\d,]+ \|$", scaling_report.make_tables(report, rows)["scaling_environments"], re.M
+    )
+    scaling_report.write_csv(tmp_path / "rows.csv", rows)
+    with (tmp_path / "rows.csv").open() as file:
+        assert [row["peak_mib"] for row in csv.DictReader(file)][:2] == ["", "700"]
+
+
+def test_physics_are_those_of_the_newest_benchmark(tmp_path: Path) -> None:
+    def write(date: str, rate: float) -> None:
+        results = {"Robot x 512": {"step_and_maybe_reset_per_second": rate}}
+        report = {"machine": {"cores": 2}, "benchmarks": {"envs": {"results": results}}}
+        (tmp_path / f"{date}.json").write_text(json.dumps(report))
+
+    with pytest.raises(ConfigError, match="expected Robot x 512, as measured by benchmarks/run.py"):
+        scaling.steps_per_core("Robot x 512", tmp_path)
+    write("2026-02-01", 600.0)
+    write("2026-01-01", 100.0)
+    (tmp_path / "scaling-2026-03-01.json").write_text("{}")
+    assert scaling.steps_per_core("Robot x 512", tmp_path) == 300
+    with pytest.raises(ConfigError, match="expected Robot x 16"):
+        scaling.steps_per_core("Robot x 16", tmp_path)
+
+
 def test_nothing_measured_is_said(tmp_path: Path) -> None:
     empty = scaling.read(tmp_path / "none.json")
     with pytest.raises(ConfigError, match="expected measured points"):
@@ -135,12 +163,15 @@ def test_files_of_other_kinds_are_refused(text: str, tmp_path: Path) -> None:
 def test_points_change_one_factor_at_a_time() -> None:
     """The horizon's have fewer environments, so that a rollout stays as long, until each minibatch has but one."""
     base = vars(Point())
+    allowed = {
+        "environments": {"num_envs"}, "horizon": {"num_envs", "steps", "model"}, "latent": {"latent_dim"},
+        "hypernetwork": {"condition", "layers"},
+    }  # fmt: skip
     for group, points in scaling.GROUPS.items():
         for point in points:
-            changed = {name for name, value in vars(point).items() if value != base[name]} - {"model"}
-            allowed = {"num_envs", "steps"} if group == "horizon" else changed
-            assert changed <= allowed
-            assert len(changed) <= (2 if group == "horizon" else 1)
+            changed = {name for name, value in vars(point).items() if value != base[name]}
+            assert changed <= allowed[group]
+            assert group == "horizon" or len(changed) <= 1
             assert point.num_envs % 4 == point.steps % 4 == 0
             assert point.rollouts >= (1 if point.frames >= scaling.ENOUGH_FRAMES else 2)
 

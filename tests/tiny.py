@@ -62,15 +62,15 @@ class Toy(MetaEnv):
         super().__init__(num_envs, episodes_per_task, layout, **options)
 
     def sample_tasks(self, n: int) -> Tensor:
-        return torch.rand(n, generator=self._generator)
+        return torch.rand(n, generator=self._generator, device=self.device)
 
     def reset_state(self, mask: Tensor) -> None:
-        length = torch.randint(2, 6, (self.num_envs,), generator=self._generator)
+        length = torch.randint(2, 6, (self.num_envs,), generator=self._generator, device=self.device)
         self.write("left", mask, length)
         self.write("odd", mask, length % 2 == 1)
 
     def observe(self) -> Tensor:
-        noise = torch.rand(self.num_envs, generator=self._generator)
+        noise = torch.rand(self.num_envs, generator=self._generator, device=self.device)
         return torch.stack((self.state["left"].float(), noise), -1)
 
     def transition(self, action: Tensor) -> Transition:

@@ -148,6 +148,9 @@ def evaluate(
     Returns:
         ``returns [N, K]``, raw, ``success [N, K]`` (successful steps) where the environment publishes it, and if they
         are asked for the ``trajectories [N]`` (see `hyperrl.keys`).
+
+    Raises:
+        ValueError: a task has more steps than the environment's horizon.
     """
     steps: list[TensorDictBase] = []
     wanted = _EVALUATION_KEYS if extra is None else (*_EVALUATION_KEYS, *TRANSITION, *extra)
@@ -160,6 +163,8 @@ def evaluate(
             ended = ended | step[keys.NEXT, keys.DONE]
             if not env.may_contain(~ended):  # tasks may be shorter than the horizon
                 break
+    if not ended.all():
+        raise ValueError(f"a task goes on after env.horizon ({env.horizon} steps); expected its end by then")
     rollout: TensorDictBase = torch.stack(steps, 1)
     done = rollout[keys.DONE][..., 0]
     # Tasks that end early are followed by others in the same environment: only the first one counts.

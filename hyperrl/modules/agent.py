@@ -190,7 +190,7 @@ class Actor(TensorDictModuleBase):
         config = self.agent.policy.config
         if 0 < config.task_chance < 1:
             uniform.uniform_(generator=self.generator)
-        return (uniform < config.task_chance) | (self.agent.updates < config.task_warmup)
+        return (uniform < config.task_chance) | self.agent.warming_up
 
     def _choose(self, parameters: dict[str, Tensor]) -> Tensor:
         """The mode, or a sample from the actor's own generator."""

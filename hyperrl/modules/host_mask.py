@@ -16,14 +16,25 @@ def on_host(mask: Tensor) -> Tensor:
 
 def known(mask: Tensor) -> Tensor | None:
     """The values of a mask on the CPU, if they are there already."""
-    return mask if mask.is_cpu else getattr(mask, "on_host", None)
+    return mask if mask.is_cpu else _told(mask)
 
 
 def tell(mask: Tensor, values: Tensor) -> Tensor:
-    """Lets the host know the values of a mask, which must not change; returns the mask."""
+    """Lets the host know the values of a mask; returns the mask."""
     if not mask.is_cpu:
-        mask.on_host = values  # type: ignore[attr-defined]
+        mask.host_values = _version(mask), values  # type: ignore[attr-defined]
     return mask
+
+
+def _told(mask: Tensor) -> Tensor | None:
+    """What the host was told of a mask, unless the mask was written to since then."""
+    version, values = getattr(mask, "host_values", (None, None))
+    return values if version == _version(mask) else None
+
+
+def _version(mask: Tensor) -> int:
+    """How often a mask was written to; PyTorch does not count it for tensors of its inference mode."""
+    return 0 if mask.is_inference() else mask._version
 
 
 def on_both(function: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
@@ -34,3 +45,10 @@ def on_both(function: Callable[[Tensor], Tensor], mask: Tensor) -> Tensor:
 def nowhere(like: Tensor) -> Tensor:
     """A mask ``[B, T]`` for ``like [B, T, ...]`` that is set nowhere."""
     return tell(like.new_zeros(like.shape[:2], dtype=torch.bool), torch.zeros(like.shape[:2], dtype=torch.bool))
+
+
+def queued(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device, by a copy that the host does not wait for; elsewhere the tensor itself."""
+    if tensor.is_cpu and device.type == "cuda":
+        tensor = tensor.pin_memory()  # from other memory CUDA may copy only when the device has done its work
+    return tensor.to(device, non_blocking=True)

@@ -20,7 +20,7 @@ from hyperrl.errors import ConfigError, DivergedError
 from hyperrl.metrics import adaptation_metrics
 from hyperrl.modules.agent import Actor, Agent
 from hyperrl.modules.encoder import EncoderConfig
-from hyperrl.modules.host_mask import on_host, tell
+from hyperrl.modules.host_mask import on_host, queued, tell
 from hyperrl.modules.inference_config import InferenceConfig
 from hyperrl.modules.minibatches import permuted_chunks
 from hyperrl.modules.normalization import RewardNormalizer
@@ -165,8 +165,11 @@ class MetaPPO(LightningModule):
         Ranks ask each other until it is so: a buffer never becomes empty again.
         """
         if not self._trajectories_everywhere:
-            ready = sum_over_ranks(torch.tensor(float(len(self.trajectories) > 0), device=self.device))
-            self._trajectories_everywhere = bool(ready == self.trainer.world_size)
+            ready = len(self.trajectories) > 0
+            if self.trainer.world_size > 1:
+                ranks = sum_over_ranks(torch.tensor(float(ready), device=self.device))
+                ready = bool(ranks == self.trainer.world_size)
+            self._trajectories_everywhere = ready
         return self._trajectories_everywhere
 
     @property
@@ -264,10 +267,11 @@ class MetaPPO(LightningModule):
     def loss(self, rollout: TensorDictBase, index: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of one minibatch and what is logged of it."""
         is_init = rollout[keys.IS_INIT]
-        rows = index.to(is_init.device, non_blocking=True)
+        rows = queued(index, is_init.device)
         if self.config.minibatch == "env":
             rollout = rollout[rows]
-            tell(rollout[keys.IS_INIT], on_host(is_init)[index])
+            if not is_init.is_cpu:
+                tell(rollout[keys.IS_INIT], on_host(is_init)[index])
             latent = self._latent(rollout).flatten(0, 1)
             batch = rollout.flatten()
         else:
@@ -323,7 +327,7 @@ class MetaPPO(LightningModule):
         for name, module in trained.items():
             norm = torch.nn.utils.clip_grad_norm_(list(module.parameters()), self.config.max_grad_norm)
             # It is on the host if nothing has a gradient.
-            logged[f"grad_norm/{name}"] = norm.to(total.device, non_blocking=True)
+            logged[f"grad_norm/{name}"] = queued(norm, total.device)
         for optimizer in self._optimizers if self.inference.config.rl_trains_encoder else self._optimizers[:1]:
             optimizer.step()
         return logged

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hyperrl.modules.host_mask import on_both, on_host
+from hyperrl.modules.host_mask import on_both, on_host, queued
 
 
 def accumulate(value: Tensor, decay: Tensor | None, reset: Tensor | None, state: Tensor, initial: Tensor) -> Tensor:
@@ -100,7 +100,7 @@ class _Blocks:
         row, step = on_host(reset).nonzero(as_tuple=True)
         position = (self.steps - 1 - step if self.backwards else step) % self.size
         order, counts = position.argsort(), position.bincount(minlength=self.size).tolist()
-        rows, blocks = (x.to(reset.device, non_blocking=True) for x in (row[order], step[order] // self.size))
+        rows, blocks = (queued(x, reset.device) for x in (row[order], step[order] // self.size))
         return list(zip(rows.split(counts), blocks.split(counts), strict=True))
 
     @property
@@ -253,7 +253,7 @@ class _Starts:
         first = torch.zeros(like.shape[:2], dtype=torch.bool)
         first[:, 0] = True
         starts = (first if reset is None else first | on_host(reset)).nonzero(as_tuple=True)
-        self.row, self.step = (index.to(like.device, non_blocking=True) for index in starts)
+        self.row, self.step = (queued(index, like.device) for index in starts)
         self.is_reset = None if reset is None else reset[self.row, self.step].unsqueeze(-1)
 
     def of(self, tensor: Tensor) -> Tensor:

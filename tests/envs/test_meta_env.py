@@ -95,7 +95,11 @@ def tensors_in(value: object) -> list[Tensor]:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses operations for which the host waits for a GPU: those whose result or its shape it has to know."""
+    """Refuses operations for which the host waits for a GPU: those whose result or its shape it has to know.
+
+    It knows less than `pretended_device`, with which `test_device.py` plays one environment of each family, but costs
+    next to nothing, and so looks at whole episodes of every registered id.
+    """
 
     WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "equal.default", "lift_fresh", "_to_copy")
 

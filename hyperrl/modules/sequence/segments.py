@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hyperrl.modules.host_mask import on_both, on_host
+from hyperrl.modules.host_mask import on_both, on_host, queued
 
 Run = Callable[[Tensor, Tensor], Tensor]
 
@@ -58,7 +58,7 @@ def _run_chunk(run: Run, x: Tensor, reset: Tensor, state: Tensor, initial: Tenso
     segment = starts.flatten().cumsum(0).view_as(starts) - 1
     offset = torch.arange(x.shape[1]) - first[segment]
     longest = int(offset.max()) + 1
-    row, first, segment, offset = (index.to(x.device, non_blocking=True) for index in (row, first, segment, offset))
+    row, first, segment, offset = (queued(index, x.device) for index in (row, first, segment, offset))
     pieces = x.new_zeros(len(row), longest, x.shape[2])
     pieces[segment, offset] = x
     return run(pieces, torch.where((first == 0).unsqueeze(-1), state[row], initial))[segment, offset]

@@ -21,7 +21,7 @@ help: ## show this list
 install: $(STAMP) ## create .venv and install HyperRL with its development tools
 
 # torch goes first, alone and pinned: left to the resolver, the newest build with its CUDA libraries would come along.
-$(STAMP): pyproject.toml constraints.txt hatch_build.py hyperrl/modules/scan_kernels.c
+$(STAMP): pyproject.toml constraints.txt hatch_build.py $(wildcard hyperrl/modules/*.[ch] hyperrl/modules/sequence/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13) and \
 	  "HyperRL needs Python 3.11 to 3.13, not " + sys.version.split()[0] + ": try make PYTHON=python3.11")'
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv

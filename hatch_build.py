@@ -10,8 +10,9 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-SOURCE = Path("hyperrl/modules/scan_kernels.c")
-LIBRARY = SOURCE.with_name("libscan_kernels.so")
+MODULES = Path("hyperrl/modules")
+SOURCES = [str(MODULES / name) for name in ("scan_kernels.c", "sequence/gru_kernel.c")]
+LIBRARY = MODULES / "libkernels.so"
 # Loops with a choice in them are vectorised only where no operation is expected to trap.
 FLAGS = ["-O3", "-std=c11", "-ffp-contract=fast", "-fno-trapping-math", "-fPIC", "-shared"]
 
@@ -27,7 +28,7 @@ class BuildHook(BuildHookInterface):
         if failure is not None:
             failure = self._compile()
             if failure is not None:
-                self.app.abort(f"{SOURCE} could not be compiled; is there a C compiler ($CC, else cc)? {failure}")
+                self.app.abort(f"The C kernels could not be compiled; is there a C compiler ($CC, else cc)? {failure}")
             self.app.display_warning("The compiler knows no -fopenmp: the kernels run without threads.")
         build_data["artifacts"].append(f"/{LIBRARY.as_posix()}")
         build_data["pure_python"] = False
@@ -39,7 +40,7 @@ class BuildHook(BuildHookInterface):
         fresh = root / LIBRARY.with_suffix(f".{os.getpid()}.so")
         compiler = shlex.split(os.environ.get("CC") or "cc")
         try:
-            command = [*compiler, *FLAGS, *flags, str(SOURCE), "-o", str(fresh)]
+            command = [*compiler, *FLAGS, *flags, *SOURCES, "-o", str(fresh)]
             subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
             fresh.replace(root / LIBRARY)
         except subprocess.CalledProcessError as error:

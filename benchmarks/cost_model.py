@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from model_sizes import Kernels, Layer, Sizes
 
+from hyperrl.modules.policy import MANY_ROWS
 from hyperrl.modules.ppo import PPOConfig
-from hyperrl.modules.sequence.gru_kernel import FEW_ROWS
 
 FP32 = 4
 GAE = PPOConfig().gamma * PPOConfig().gae_lambda
@@ -45,7 +45,7 @@ class Setting:
         values_distinct: the same of a whole rollout.
         acting_distinct: the same of an acting step, on average.
         cut: states after truncated tasks, whose values are taken apart.
-        own_gru: whether few rows run through our own GRU kernel.
+        own_gru: whether our own kernel runs the GRU, as on the CPU.
     """
 
     num_envs: int
@@ -104,7 +104,9 @@ def acting_work(sizes: Sizes, setting: Setting) -> Work:
     """Of T steps of all environments."""
     each = _encoder_products(sizes) * setting.num_envs
     prior = setting.resets * (sizes.gru_input + sizes.recurrent + sizes.encoder_rest)
-    heads, policy, inputs = _policy_products(sizes, (sizes.actor,), setting.num_envs, setting.acting_distinct)
+    shares = setting.low_bytes == 4 or setting.num_envs >= MANY_ROWS
+    distinct = setting.acting_distinct if shares else None
+    heads, policy, inputs = _policy_products(sizes, (sizes.actor,), setting.num_envs, distinct)
     steps = setting.steps
     return Work(2 * (steps * each + prior), 2 * steps * heads, 2 * steps * (policy + inputs))
 
@@ -126,7 +128,7 @@ def minibatch_work(sizes: Sizes, setting: Setting) -> Work:
     rows, steps = setting.rows, setting.rows * (setting.steps + 1)
     behind = steps * (sizes.gru_input + sizes.recurrent + sizes.encoder_rest)
     # Of the library's GRU, the states that every piece between two resets starts from need no gradient.
-    first = 0 if setting.own_gru and rows <= FEW_ROWS else rows * (1 + setting.resets) * sizes.recurrent
+    first = 0 if setting.own_gru else rows * (1 + setting.resets) * sizes.recurrent
     prior = 2 * (sizes.gru_input + sizes.recurrent) + 3 * sizes.encoder_rest
     encoder = 2 * steps * sizes.features + 3 * behind - first + prior
     heads, policy, inputs = _policy_products(sizes, (sizes.actor, sizes.critic), rows * setting.steps, setting.distinct)
@@ -165,7 +167,8 @@ def _policy_products(
 def kept_bytes(sizes: Sizes, setting: Setting) -> float:
     """What autograd keeps of a minibatch for its backward pass: activations, and what the policy's weights became."""
     policy, once = _kept_by_policy(sizes, setting)
-    encoder = FP32 * (2 * sizes.feature_dim + 8 * sizes.hidden_dim + 2 * sizes.pooled)
+    states = 6 if setting.own_gru else 8  # hidden states, gates and what else their derivatives need
+    encoder = FP32 * (2 * sizes.feature_dim + states * sizes.hidden_dim + 2 * sizes.pooled)
     return setting.rows * (setting.steps * policy + (setting.steps + 1) * encoder) + once
 
 

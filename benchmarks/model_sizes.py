@@ -25,7 +25,6 @@ from hyperrl.modules.hypernet import GeneratedLinear
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.networks import Network
 from hyperrl.modules.sequence import GRU
-from hyperrl.modules.sequence.gru_kernel import FEW_ROWS
 
 
 class Layer(NamedTuple):
@@ -252,8 +251,8 @@ def as_on_a_device() -> Iterator[None]:
 
 def count_kernels(learner: MetaPPO, data: MetaDataModule, bf16: bool) -> tuple[Kernels, int]:
     """Runs two short rollouts, one longer than the other, and counts what a step adds; and its bytes in a rollout."""
-    # As few environments as choose the same GRU.
-    envs = min(data.num_envs, (FEW_ROWS + 1) * learner.config.num_minibatches)
+    # How many environments there are changes no launch.
+    envs = min(data.num_envs, 2 * learner.config.num_minibatches)
     # A learner's first update has an operation that no other one has.
     _, short, long = (_count_at(learner, data, envs, steps, bf16) for steps in (4, 4, 8))
     slopes = [(more - less) / 4 for less, more in zip(short[:3], long[:3], strict=True)]

@@ -7,6 +7,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from hyperrl.modules.encoder import EncoderConfig
 from hyperrl.modules.meta_ppo import MetaPPO
 from hyperrl.modules.policy import PolicyConfig
 from hyperrl.modules.ppo import PPOConfig
-from hyperrl.modules.sequence import LSTM
+from hyperrl.modules.sequence import LSTM, gru_kernel
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -44,10 +45,18 @@ POLICY: dict[str, Any] = {"layers": [64, 8], "state_embedding_dim": 64, "latent_
 SPLAGGER: dict[str, Any] = {"aggregator": Max, "split": True, "full_transitions": True, "action_embedding_dim": 4}
 FLAT: dict[str, Any] = {"layers": [16, 16, 8]}
 MINIBATCHES = 4
-DEFAULTS: dict[str, Any] = {"env": "GridNavi-v0", "num_envs": 8, "steps": 60, "shared": False, "bf16": False, "skip": 0}
+DEFAULTS: dict[str, Any] = {
+    "env": "GridNavi-v0",
+    "num_envs": 8,
+    "steps": 60,
+    "shared": False,
+    "bf16": False,
+    "skip": 0,
+    "own_gru": True,
+}
 CASES: dict[str, dict[str, Any]] = {
     "RNN+HN, own GRU": {},
-    "RNN+HN, torch's GRU": {"num_envs": 80},
+    "RNN+HN, torch's GRU": {"own_gru": False},
     "RNN+HN, shared products": {"shared": True},
     "RNN+HN, shared products of many rows, bf16": {"num_envs": 80, "shared": True, "bf16": True},
     "RNN+HN, first layer contracts": {"policy": FLAT, "shared": True},
@@ -104,6 +113,11 @@ def setting_of(rollout: TensorDictBase, index: Tensor, shared: bool, bf16: bool)
     return replace(setting, distinct=rows[0], values_distinct=rows[1], acting_distinct=acting)
 
 
+def library_runs_the_gru(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on other devices."""
+    monkeypatch.setattr(gru_kernel, "scan", SimpleNamespace(has_kernels=lambda tensor: False))
+
+
 def count(function: Any, *args: Any) -> tuple[int, Any]:
     with FlopCounterMode(display=False) as counter:
         result = function(*args)
@@ -111,8 +125,10 @@ def count(function: Any, *args: Any) -> tuple[int, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_operations_are_those_that_torch_counts(case: str) -> None:
+def test_operations_are_those_that_torch_counts(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {**DEFAULTS, **CASES[case]}
+    if not options["own_gru"]:
+        library_runs_the_gru(monkeypatch)
     env_options = options.get("env_options", {})
     learner = make_learner(
         options["env"], options["num_envs"], options.get("encoder"), options.get("policy"), **env_options
@@ -128,6 +144,7 @@ def test_operations_are_those_that_torch_counts(case: str) -> None:
         index = next(iter(learner.minibatches(ready)))
         update, _ = count(lambda: learner.loss(ready, index)[0].backward())
     sizes, setting = model_sizes.measure_sizes(learner), setting_of(rollout, index, options["shared"], options["bf16"])
+    setting = replace(setting, own_gru=options["own_gru"])
     modelled = [
         cost_model.acting_work(sizes, setting),
         cost_model.values_work(sizes, setting),
@@ -139,17 +156,22 @@ def test_operations_are_those_that_torch_counts(case: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_envs", "shared", "bf16", "encoder"),
+    ("num_envs", "shared", "bf16", "encoder", "own_gru"),
     [
-        (8, False, False, {}),
-        (8, True, True, {}),
-        (80, False, True, {}),
-        (80, True, False, {}),
-        (80, False, True, SPLAGGER),
+        (8, False, False, {}, True),
+        (8, True, True, {}, True),
+        (80, False, True, {}, True),
+        (80, True, False, {}, True),
+        (80, True, False, {}, False),
+        (80, False, True, SPLAGGER, True),
     ],
 )
-def test_kept_bytes_are_those_of_autograd(num_envs: int, shared: bool, bf16: bool, encoder: dict[str, Any]) -> None:
+def test_kept_bytes_are_those_of_autograd(
+    num_envs: int, shared: bool, bf16: bool, encoder: dict[str, Any], own_gru: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """At the published widths; what the loss keeps besides is a few numbers per step."""
+    if not own_gru:
+        library_runs_the_gru(monkeypatch)
     widths = {"layers": [256, 128], "state_embedding_dim": 256, "latent_embedding_dim": 25}
     learner = make_learner(num_envs=num_envs, encoder={**encoder, "hidden_dim": 256}, policy=widths, num_steps=3)
     stream = RolloutStream(make_env("GridNavi-v0", num_envs, seed=1, num_steps=3), learner.actor, 12, seed=0)
@@ -163,7 +185,8 @@ def test_kept_bytes_are_those_of_autograd(num_envs: int, shared: bool, bf16: boo
             return learner.loss(ready, index)[0]
 
     kept = saved_bytes(loss, learner.parameters())
-    modelled = cost_model.kept_bytes(model_sizes.measure_sizes(learner), setting_of(rollout, index, shared, bf16))
+    setting = replace(setting_of(rollout, index, shared, bf16), own_gru=own_gru)
+    modelled = cost_model.kept_bytes(model_sizes.measure_sizes(learner), setting)
     assert modelled == pytest.approx(kept, rel=0.05)
 
 
@@ -171,18 +194,23 @@ def data_of(name: str, num_envs: int, steps: int, **options: Any) -> MetaDataMod
     return MetaDataModule(name, num_envs=num_envs, frames=10**6, steps_per_rollout=steps, env_options=options)
 
 
-@pytest.mark.parametrize("num_envs", [8, 80])
+@pytest.mark.parametrize("own_gru", [False, True])
 @pytest.mark.parametrize("bf16", [False, True])
-def test_launches_of_short_rollouts_predict_those_of_longer_ones(num_envs: int, bf16: bool) -> None:
-    """With a new learner and with one that has learnt, on either side of `FEW_ROWS`."""
-    learner, data = make_learner(num_envs=num_envs), data_of("GridNavi-v0", num_envs, 12)
+def test_launches_of_short_rollouts_predict_those_of_longer_ones(
+    own_gru: bool, bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a new learner and with one that has learnt."""
+    if not own_gru:
+        library_runs_the_gru(monkeypatch)
+    learner, data = make_learner(), data_of("GridNavi-v0", 8, 12)
     kernels, _ = model_sizes.count_kernels(learner, data, bf16)
     assert model_sizes.count_kernels(learner, data, bf16)[0] == kernels
-    collected, valued, learnt, _ = model_sizes._count_at(learner, data, min(num_envs, 68), 12, bf16)
-    once = model_sizes._count_at(learner, data, min(num_envs, 68), 4, bf16)[0] - 4 * kernels.acting
+    collected, valued, learnt, _ = model_sizes._count_at(learner, data, 8, 12, bf16)
+    once = model_sizes._count_at(learner, data, 8, 4, bf16)[0] - 4 * kernels.acting
     assert collected == once + 12 * kernels.acting
     assert valued == kernels.values + 13 * kernels.values_step
     assert learnt == kernels.minibatch + 13 * kernels.minibatch_step
+    assert own_gru == (kernels.values_step == kernels.minibatch_step == 0)  # a single one for all steps
 
 
 @pytest.mark.parametrize(("name", "encoder"), [("GridNavi-v0", {}), ("T-LN-P1-v0", SPLAGGER)])

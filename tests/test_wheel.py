@@ -49,7 +49,7 @@ def test_wheel_holds_package_and_configurations(wheel: Path) -> None:
     package = {path.relative_to(ROOT).as_posix() for path in (ROOT / "hyperrl").rglob("*.py")}
     configs = {f"hyperrl/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert "hyperrl/configs/experiment/quickstart.yaml" in configs
-    assert package | configs | {"hyperrl/py.typed", "hyperrl/modules/libscan_kernels.so"} <= names
+    assert package | configs | {"hyperrl/py.typed", "hyperrl/modules/libkernels.so"} <= names
     assert not wheel.name.endswith("-any.whl"), "compiled for one platform"
     # dist-info apart, nothing else is installed
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"hyperrl"}

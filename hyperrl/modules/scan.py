@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hyperrl.modules import scan_blocks, scan_kernels
+from hyperrl.modules import kernels, scan_blocks, scan_kernels
 
 
 def linear_scan(decay: Tensor, value: Tensor, initial: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class Recurrences(Protocol):
 
 def has_kernels(tensor: Tensor) -> bool:
     """Whether compiled loops exist for the device and type of a tensor."""
-    return tensor.device.type == "cpu" and tensor.dtype in scan_kernels.DTYPES
+    return tensor.device.type == "cpu" and tensor.dtype in kernels.DTYPES
 
 
 def _form(tensor: Tensor) -> Recurrences:

@@ -4,29 +4,10 @@
    that of time, so the number of threads changes no result. The series of a call are named at the top of each kernel. */
 #ifndef REAL
 
-#include <stdint.h>
-#include <string.h>
+#include "kernels.h"
 
 /* Features that are taken together: what is remembered of them stays in the first-level cache. */
 #define TILE 256
-
-/* The fastest form is chosen when the library is loaded, where the linker can do that. */
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__GNUC__)
-#define CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#else
-#define CLONES
-#endif
-
-typedef struct {
-    void *data; /* none: NULL */
-    int64_t row, step;
-} Series;
-
-typedef struct {
-    int64_t rows, steps, width, threads, straight_through;
-    double smallest;
-    Series series[16];
-} Call;
 
 /* What a weighted mean remembers, in place of steps: weighted sum, sum of weights and, with exponents, the largest. */
 enum { TOTAL, WEIGHTS, LARGEST };
@@ -42,6 +23,8 @@ enum { TOTAL, WEIGHTS, LARGEST };
 #include "scan_kernels.c"
 
 #else
+
+#include "exponential.h"
 
 /* A step's entries of the tile; NULL where there is no such series. */
 #define AT(index, t) \
@@ -65,16 +48,16 @@ enum { TOTAL, WEIGHTS, LARGEST };
     } \
     CLONES static void NAME(name##_tile)(const Call *call, int64_t row, int64_t first, int64_t width)
 
-static inline __attribute__((always_inline)) void NAME(load)(double *to, const REAL *from, int64_t width) {
+static INLINE void NAME(load)(double *to, const REAL *from, int64_t width) {
     for (int64_t i = 0; i < width; i++) to[i] = from[i];
 }
 
-static inline __attribute__((always_inline)) void NAME(store)(REAL *to, const double *from, int64_t width) {
+static INLINE void NAME(store)(REAL *to, const double *from, int64_t width) {
     for (int64_t i = 0; i < width; i++) to[i] = (REAL)from[i];
 }
 
 /* Moves what reaches a step that is reset to the gradient by what it is reset to. */
-static inline __attribute__((always_inline)) void NAME(move)(double *to, double *from, int64_t width) {
+static INLINE void NAME(move)(double *to, double *from, int64_t width) {
     for (int64_t i = 0; i < width; i++) {
         to[i] += from[i];
         from[i] = 0;
@@ -146,47 +129,6 @@ KERNEL(maximum_backward) {
     }
     NAME(store)(AT(BY_STATE, 0), later, width);
     NAME(store)(AT(BY_INITIAL, 0), initial, width);
-}
-
-/* exp(x) of x <= 0 to the last digit or two, 0 where that would be below the smallest normal number: the library's own
-   is not vectorised. x = k log 2 + r, and a Taylor series of exp(r). */
-static inline __attribute__((always_inline)) REAL NAME(exponential)(REAL x) {
-#ifdef IS_DOUBLE
-    typedef uint64_t Bits;
-    enum { BIAS = 1023, DIGITS = 52 };
-    const REAL lowest = -708, high = 0x1.62e42fefa3800p-1, low = 0x1.ef35793c76730p-45, round = 0x1.8p52;
-#else
-    typedef uint32_t Bits;
-    enum { BIAS = 127, DIGITS = 23 };
-    const REAL lowest = -87, high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f, round = 0x1.8p23f;
-#endif
-    const REAL bounded = x < lowest ? lowest : x;
-    const REAL rounded = bounded * (REAL)0x1.71547652b82fep0 + round; /* its lowest bits are k */
-    const REAL r = (bounded - (rounded - round) * high) - (rounded - round) * low;
-    Bits bits;
-    REAL power, p;
-    memcpy(&bits, &rounded, sizeof bits);
-    bits = (bits + BIAS) << DIGITS;
-    memcpy(&power, &bits, sizeof power);
-#ifdef IS_DOUBLE
-    p = 1.0 / 6227020800;
-    p = p * r + 1.0 / 479001600;
-    p = p * r + 1.0 / 39916800;
-    p = p * r + 1.0 / 3628800;
-    p = p * r + 1.0 / 362880;
-    p = p * r + 1.0 / 40320;
-    p = p * r + 1.0 / 5040;
-#else
-    p = 1.0f / 5040;
-#endif
-    p = p * r + (REAL)1 / 720;
-    p = p * r + (REAL)1 / 120;
-    p = p * r + (REAL)1 / 24;
-    p = p * r + (REAL)1 / 6;
-    p = p * r + (REAL)1 / 2;
-    p = p * r + 1;
-    p = p * r + 1;
-    return x < lowest ? 0 : p * power;
 }
 
 /* What an exponent and the shift before it make of weight and decay; one of them is 1. */

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from hyperrl.modules.sequence.gru_kernel import FEW_ROWS, gru_sequence
+from hyperrl.modules import kernels, scan
+from hyperrl.modules.sequence.gru_kernel import _Recurrence, gru_sequence
 
 BATCH, STEPS, INPUTS, HIDDEN = 5, 9, 4, 6
+NAMES = "x", "state", "w_ih", "w_hh", "b_ih", "b_hh"
+
+
+@pytest.fixture
+def threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Small work is shared out, too, and torch's number of threads is as before afterwards."""
+    monkeypatch.setattr(kernels, "GRAIN", 1)
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -19,48 +33,145 @@ def weights(module: nn.GRU) -> list[Tensor]:
     return [module.weight_ih_l0, module.weight_hh_l0, module.bias_ih_l0, module.bias_hh_l0]
 
 
-@pytest.mark.parametrize("steps", [1, 2, STEPS])
-def test_equals_torch_in_values_and_all_gradients(steps: int) -> None:
-    torch.manual_seed(0)
-    reference = nn.GRU(INPUTS, HIDDEN, batch_first=True).double()
-    x, state = draw(BATCH, steps, INPUTS).requires_grad_(), draw(BATCH, HIDDEN, seed=1).requires_grad_()
-    upstream = draw(BATCH, steps, HIDDEN, seed=2)
-    inputs = [x, state, *weights(reference)]
-    expected, _ = reference(x, state.unsqueeze(0))
-    expected_gradients = torch.autograd.grad(expected, inputs, upstream)
-    ours = gru_sequence(x, state, *weights(reference))
-    torch.testing.assert_close(ours, expected)
-    gradients = torch.autograd.grad(ours, inputs, upstream)
+def library(x: Tensor, state: Tensor, *parameters: Tensor) -> Tensor:
+    return torch.gru(x, state.unsqueeze(0), parameters, True, 1, 0.0, True, False, True)[0]
+
+
+def inputs(rows: int, steps: int, hidden: int, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """In the order of `NAMES`, weights of the usual size."""
+    shapes = (rows, steps, INPUTS), (rows, hidden), (3 * hidden, INPUTS), (3 * hidden, hidden), *[(3 * hidden,)] * 2
+    scales = 1, 1, *[hidden**-0.5] * 4
+    drawn = (scale * draw(*shape, seed=seed) for seed, (shape, scale) in enumerate(zip(shapes, scales, strict=True)))
+    return [tensor.to(dtype).requires_grad_() for tensor in drawn]
+
+
+def results(run: Callable[..., Tensor], tensors: list[Tensor]) -> list[Tensor]:
+    """Hidden states and all gradients."""
+    out = run(*tensors)
+    return [out, *torch.autograd.grad(out, tensors, draw(*out.shape, seed=9).to(out.dtype))]
+
+
+# Blocks of rows, tiles of units and vectors of the processor, each with and without a rest.
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("hidden", [1, 6, 16, 37, 64])
+@pytest.mark.parametrize("rows", range(1, 18))
+def test_equals_torch_in_values_and_all_gradients(rows: int, hidden: int, dtype: torch.dtype) -> None:
+    tensors = inputs(rows, STEPS, hidden, dtype)
+    tolerance = {"rtol": 1e-4, "atol": 2e-5} if dtype == torch.float32 else {"rtol": 1e-9, "atol": 1e-11}
     for name, found, wanted in zip(
-        ("x", "state", "w_ih", "w_hh", "b_ih", "b_hh"), gradients, expected_gradients, strict=True
+        ("out", *NAMES), results(gru_sequence, tensors), results(library, tensors), strict=True
     ):
-        torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, wanted, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_equals_torch_in_fp32() -> None:
-    torch.manual_seed(0)
-    reference = nn.GRU(INPUTS, HIDDEN, batch_first=True)
-    x, state = draw(BATCH, 50, INPUTS).float(), draw(BATCH, HIDDEN, seed=1).float()
-    expected, _ = reference(x, state.unsqueeze(0))
-    torch.testing.assert_close(gru_sequence(x, state, *weights(reference)), expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_any_number_of_steps(steps: int) -> None:
+    tensors = inputs(BATCH, steps, HIDDEN)
+    for found, wanted in zip(results(gru_sequence, tensors), results(library, tensors), strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_gradients_equal_finite_differences() -> None:
-    shapes = [(2, 3, 2), (2, 3), (9, 2), (9, 3), (9,), (9,)]
-    inputs = [draw(*shape, seed=seed).requires_grad_() for seed, shape in enumerate(shapes)]
-    assert torch.autograd.gradcheck(gru_sequence, inputs)
+    assert torch.autograd.gradcheck(gru_sequence, inputs(2, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows", [1, 3, 4, 5, 10, 17])
+def test_threads_change_no_bit(threads: None, rows: int, dtype: torch.dtype) -> None:
+    x, state, w_ih, w_hh, _, b_hh = (tensor.detach() for tensor in inputs(rows, 20, 37, dtype))
+    found = []
+    for number in (1, 2, 3):
+        torch.set_num_threads(number)
+        out, gates, recurrent = torch.ops.hyperrl.gru(x @ w_ih.t(), w_hh, b_hh, state)
+        found.append([out, gates, recurrent, *torch.ops.hyperrl.gru_backward(out, w_hh, gates, recurrent, out)])
+    for others in found[1:]:
+        assert all(torch.equal(ours, other) for ours, other in zip(found[0], others, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("hidden", [1, 16])
+def test_gates_are_exact_to_the_last_digits(hidden: int, dtype: torch.dtype) -> None:
+    magnitudes = torch.cat([torch.logspace(-30, 3, 3000), torch.linspace(0, 800, 5000), torch.tensor([torch.inf])])
+    entries = torch.cat([magnitudes, -magnitudes[:-1], -magnitudes[-17:]])[: 16 * 1000].view(1, -1, hidden).to(dtype)
+    nothing = torch.zeros(3 * hidden, hidden, dtype=dtype)
+    _, gates, _ = torch.ops.hyperrl.gru(entries.repeat(1, 1, 3), nothing, nothing[:, 0], nothing[:1])
+    info = torch.finfo(dtype)
+    for found, function in zip(gates.chunk(3, -1), (torch.sigmoid, torch.sigmoid, torch.tanh), strict=True):
+        exact = function(entries.double())
+        # What would be less than the smallest normal number, or twice that, is none.
+        assert ((found.double() - exact).abs() <= 4 * info.eps * exact.abs() + 2 * info.tiny).all()
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("place", ["x", "state", "w_hh", "b_hh"])
+def test_what_is_not_finite_propagates_as_in_torch(place: str, value: float) -> None:
+    tensors = inputs(BATCH, STEPS, HIDDEN)
+    with torch.no_grad():
+        tensors[NAMES.index(place)][1] = value
+    ours, theirs = results(gru_sequence, tensors), results(library, tensors)
+    torch.testing.assert_close(ours[0], theirs[0], equal_nan=True)
+    if value != value:
+        for found, wanted in zip(ours, theirs, strict=True):
+            assert torch.equal(found.isnan(), wanted.isnan())
+
+
+def test_layout_does_not_matter() -> None:
+    tensors = inputs(BATCH, STEPS, HIDDEN)
+    scattered = [torch.stack([t, t], -1).detach()[..., 0].requires_grad_() for t in tensors]
+    turned = [t.detach().t().contiguous().t().requires_grad_() if t.ndim == 2 else t for t in tensors]
+    for others in (scattered, turned):
+        assert any(not tensor.is_contiguous() for tensor in others)
+        for found, wanted in zip(results(gru_sequence, others), results(gru_sequence, tensors), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_gradient_of_any_layout() -> None:
+    tensors = inputs(BATCH, STEPS, HIDDEN)
+    upstream = draw(BATCH, HIDDEN, STEPS).transpose(1, 2)
+    for grad in (upstream, upstream[:, :1, :1].expand(BATCH, STEPS, HIDDEN)):
+        ours = torch.autograd.grad(gru_sequence(*tensors), tensors, grad)
+        for found, wanted in zip(ours, torch.autograd.grad(library(*tensors), tensors, grad), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_recurrence_leaves_autocast() -> None:
+    x, *others = inputs(BATCH, STEPS, HIDDEN, torch.float32)
+    projected = torch.nn.functional.linear(x, others[1], others[3])
+    found = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            out = _Recurrence.apply(projected, others[0], others[2], others[4])
+            found.append(torch.autograd.grad(out.square().sum(), [projected, others[0], others[2], others[4]]))
+    assert all(torch.equal(ours, under) for ours, under in zip(*found, strict=True))
+
+
+def test_types_without_a_kernel_run_by_the_library() -> None:
+    tensors = inputs(BATCH, STEPS, HIDDEN, torch.bfloat16)
+    for found, wanted in zip(results(gru_sequence, tensors), results(library, tensors), strict=True):
+        assert torch.equal(found, wanted)
+
+
+def test_other_devices_run_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = inputs(BATCH, STEPS, HIDDEN)
+    ours = results(gru_sequence, tensors)
+    monkeypatch.setattr(scan, "has_kernels", lambda tensor: False)
+    assert "Recurrence" not in str(gru_sequence(*tensors).grad_fn)
+    for found, wanted in zip(results(gru_sequence, tensors), ours, strict=True):
+        torch.testing.assert_close(found, wanted)
 
 
 def test_inputs_are_left_as_they_are() -> None:
-    inputs = [draw(*shape) for shape in ((2, 3, 2), (2, 3), (9, 2), (9, 3), (9,), (9,))]
-    before = [tensor.clone() for tensor in inputs]
-    gru_sequence(*inputs)
-    assert all(torch.equal(a, b) for a, b in zip(inputs, before, strict=True))
+    tensors = inputs(BATCH, STEPS, HIDDEN)
+    before = [tensor.clone() for tensor in tensors]
+    results(gru_sequence, tensors)
+    assert all(torch.equal(a, b) for a, b in zip(tensors, before, strict=True))
 
 
-def test_many_rows_run_by_the_library_equal_few() -> None:
-    torch.manual_seed(0)
-    reference = nn.GRU(INPUTS, HIDDEN, batch_first=True).double()
-    x, state = draw(2 * FEW_ROWS, STEPS, INPUTS), draw(2 * FEW_ROWS, 2 * HIDDEN, seed=1)[:, :HIDDEN]
-    halves = [gru_sequence(*half, *weights(reference)) for half in zip(x.chunk(2), state.chunk(2), strict=True)]
-    torch.testing.assert_close(gru_sequence(x, state, *weights(reference)), torch.cat(halves))
+def test_operations_are_counted() -> None:
+    tensors = inputs(BATCH, STEPS, HIDDEN)
+    counts = []
+    for run in (gru_sequence, library):
+        with FlopCounterMode(display=False) as counter:
+            results(run, tensors)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == 3 * 2 * BATCH * STEPS * 3 * HIDDEN * (INPUTS + HIDDEN) == counts[1]

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hyperrl.modules import scan, scan_kernels
+from hyperrl.modules import kernels as library
+from hyperrl.modules import scan
 from hyperrl.modules.memory import SequenceMemory, Weighting
 
 UNIT = 0.4  # what 1 counts in straight-through gradients, where the shift is 0
@@ -274,6 +275,6 @@ def test_parts_of_the_wrong_shape_are_refused() -> None:
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(scan_kernels, "LIBRARY", tmp_path / "missing.so")
+    monkeypatch.setattr(library, "LIBRARY", tmp_path / "missing.so")
     with pytest.raises(ImportError, match="built without its C kernels; reinstall it with a C compiler"):
-        scan_kernels._load()
+        library._load()

@@ -281,6 +281,19 @@ class TestConditioning:
             assert not other.few_observations
             assert not isinstance(other.inputs(few, latent, belief), RepeatedInput)
 
+    @pytest.mark.parametrize(("bf16", "rows", "learning", "shared"), [
+        (True, 255, False, False), (True, 256, False, True), (True, 255, True, True), (False, 255, False, True),
+    ])  # fmt: skip
+    def test_a_few_rows_that_act_in_bf16_share_nothing(
+        self, bf16: bool, rows: int, learning: bool, shared: bool
+    ) -> None:
+        policy, (observation, latent) = policy_of(), inputs(2)
+        policy.few_observations.fill_(True)
+        of_row = torch.arange(rows) % 2
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16), torch.set_grad_enabled(learning):
+            given = policy.inputs(observation[of_row], latent[of_row])
+        assert isinstance(given, RepeatedInput) == shared
+
     def test_whether_observations_are_few_is_saved_where_it_matters(self) -> None:
         assert "few_observations" in policy_of().state_dict()
         assert "few_observations" not in policy_of(conditioning="concat").state_dict()

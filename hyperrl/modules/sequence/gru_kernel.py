@@ -1,20 +1,26 @@
-"""A GRU over whole sequences whose backward pass does not repeat small products per step.
+"""A GRU over whole sequences, whose recurrence is a compiled loop on the CPU (`gru_kernel.c`).
 
-The library's CPU kernel launches about twenty small operations per step in either direction; here the input products,
-all weight gradients and all gate derivatives are taken over the whole sequence at once, and only ``h @ W_hh`` is left
-inside the loops. That pays for few rows: 1.4 times as fast as the library for the 4 environments of a published
-minibatch, even for 16 (`benchmarks/gru.py`); beyond that, and on other devices, the library runs.
+The library's CPU kernel launches about twenty small operations per step in either direction. Here the recurrence is one
+operation each way; products over the whole sequence, of inputs and for the gradients of weights, stay torch's. Forward
+and backward of 4 rows, a published minibatch, take a quarter of the library's time, those of 256 rows four fifths
+(`benchmarks/gru.py`). Other devices run the library's.
 """
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
-FEW_ROWS = 16
+from hyperrl.modules import scan
+from hyperrl.modules.kernels import run
+
+# Units whose weights the kernel reads together.
+TILE = 16
 
 
 def gru_sequence(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor, b_hh: Tensor) -> Tensor:
@@ -31,67 +37,68 @@ def gru_sequence(x: Tensor, state: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Ten
     Returns:
         Hidden states ``[B, T, H]``.
     """
-    if x.device.type != "cpu" or len(x) > FEW_ROWS:
+    if not scan.has_kernels(x):
         # Acting steps in full fp32; cuDNN's default would let sequences differ from it by TF32's rounding.
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return torch.gru(
                 x, state.unsqueeze(0).contiguous(), [w_ih, w_hh, b_ih, b_hh], True, 1, 0.0, True, False, True
             )[0]
-    projected = torch.nn.functional.linear(x.transpose(0, 1), w_ih, b_ih)
-    return _Recurrence.apply(projected, state, w_hh, b_hh).transpose(0, 1)
+    return _Recurrence.apply(torch.nn.functional.linear(x, w_ih, b_ih), state, w_hh, b_hh)
 
 
 class _Recurrence(torch.autograd.Function):
-    """The recurrent part, time-major: ``projected [T, B, 3H]``, ``state [B, H]`` to hidden states ``[T, B, H]``."""
+    """The recurrent part: ``projected [B, T, 3H]``, ``state [B, H]`` to hidden states ``[B, T, H]``."""
 
     @staticmethod
     def forward(ctx: Any, projected: Tensor, state: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
-        steps, batch, width = projected.shape
-        hidden = width // 3
-        gates, recurrent = torch.empty_like(projected), torch.empty_like(projected)
-        states = projected.new_empty(steps + 1, batch, hidden)
-        states[0] = state
-        w_t = w_hh.t().contiguous()  # a fifth faster than the view, for a few rows
-        both, last = slice(0, 2 * hidden), slice(2 * hidden, width)
-        # Slices of whole sequences, cut once: cutting them at every step would cost as much as the arithmetic.
-        inputs, pre, post = ([x.unbind(0) for x in (t[..., both], t[..., last])] for t in (projected, recurrent, gates))
-        reset, update = gates[..., :hidden].unbind(0), gates[..., hidden : 2 * hidden].unbind(0)
-        products, memory = recurrent.unbind(0), states.unbind(0)
-        for t in range(steps):
-            torch.addmm(b_hh, memory[t], w_t, out=products[t])
-            torch.add(inputs[0][t], pre[0][t], out=post[0][t]).sigmoid_()
-            torch.addcmul(inputs[1][t], reset[t], pre[1][t], out=post[1][t]).tanh_()
-            torch.lerp(post[1][t], memory[t], update[t], out=memory[t + 1])
-        ctx.save_for_backward(gates, recurrent[..., last], states, w_hh)
-        return states[1:]
+        out, gates, recurrent = _forward(projected, w_hh, b_hh, state)
+        ctx.save_for_backward(out, gates, recurrent, state, w_hh)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        out, gates, recurrent, state, w_hh = ctx.saved_tensors
+        past = torch.cat([state.unsqueeze(1), out[:, :-1]], 1)
+        by_projected, by_products, by_state = _backward(grad, w_hh, gates, recurrent, past)
+        flat = by_products.flatten(0, 1)
         # The backward pass runs under the caller's autocast, but memory stays in fp32.
         with torch.autocast("cpu", enabled=False):
-            gates, recurrent_new, states, w_hh = ctx.saved_tensors
-            return _backward(gates, recurrent_new, states, w_hh, grad)
+            return by_projected, by_state, flat.t() @ past.flatten(0, 1), flat.sum(0)
 
 
-def _backward(
-    gates: Tensor, recurrent_new: Tensor, states: Tensor, w_hh: Tensor, grad: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients by projected inputs, first state, recurrent weights and biases."""
+# Operations of torch, so that it sees them when it counts launches, products or time.
+
+
+@torch.library.custom_op("hyperrl::gru", mutates_args=(), device_types="cpu")
+def _forward(projected: Tensor, w_hh: Tensor, b_hh: Tensor, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Hidden states, gates ``[B, T, 3H]`` and recurrent products of the new gate ``[B, T, H]``."""
     hidden = w_hh.shape[1]
-    r, z, n = gates.split(hidden, -1)
-    # Derivatives of h' = (1-z) n + z h by the three pre-activations (of n also through r), for all steps at once.
-    by_new = (1 - z) * (1 - n * n)
-    factors = torch.cat([by_new * recurrent_new * r * (1 - r), (states[:-1] - n) * z * (1 - z), by_new * r], -1)
-    recurrent = torch.empty_like(gates)  # gradients at the recurrent pre-activations
-    upstream = torch.empty_like(n)  # gradients at every h'
-    carry = torch.zeros_like(n[0])
-    by_gate, to_gate = (t.unflatten(-1, (3, hidden)).unbind(0) for t in (factors, recurrent))
-    totals, grads, gradients, keep = upstream.unbind(0), grad.unbind(0), recurrent.unbind(0), z.unbind(0)
-    for t in range(len(grads) - 1, -1, -1):
-        torch.add(grads[t], carry, out=totals[t])
-        torch.mul(by_gate[t], totals[t].unsqueeze(1), out=to_gate[t])
-        carry = torch.addcmul(gradients[t] @ w_hh, totals[t], keep[t])
-    flat = recurrent.flatten(0, 1)
-    projected = torch.cat([recurrent[..., : 2 * hidden], upstream * by_new], -1)
-    return projected, carry, flat.t() @ states[:-1].flatten(0, 1), flat.sum(0)
+    gates = w_hh.new_empty(projected.shape)
+    out, recurrent = (w_hh.new_empty(*projected.shape[:2], hidden) for _ in range(2))
+    series = gates, recurrent, projected, state.unsqueeze(1), b_hh[None, None]
+    run("gru", out, _panels(w_hh), w_hh.unsqueeze(0), *series, operations=w_hh.shape[0])
+    return out, gates, recurrent
+
+
+@torch.library.custom_op("hyperrl::gru_backward", mutates_args=(), device_types="cpu")
+def _backward(
+    grad: Tensor, w_hh: Tensor, gates: Tensor, recurrent: Tensor, past: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients by ``projected``, by the recurrent products with their biases ``[B, T, 3H]``, and by ``state``."""
+    by_projected, by_products, by_state = torch.empty_like(gates), torch.empty_like(gates), torch.zeros_like(past[:, 0])
+    series = by_projected, by_products, by_state.unsqueeze(1), gates, recurrent, past
+    run("gru_backward", grad, _panels(w_hh), w_hh.unsqueeze(0), *series, operations=w_hh.shape[0])
+    return by_projected, by_products, by_state
+
+
+def _panels(w_hh: Tensor) -> Tensor:
+    """Room for the weights in the order in which the kernel reads them."""
+    width, hidden = w_hh.shape
+    return w_hh.new_zeros(1, -(-hidden // TILE), width * TILE)
+
+
+@register_flop_formula([torch.ops.hyperrl.gru, torch.ops.hyperrl.gru_backward])
+def _flops(rows: torch.Size, w_hh: torch.Size, *_: torch.Size, **__: Any) -> int:
+    """Operations of the recurrent products, 2 per multiplication."""
+    return 2 * prod(rows[:2]) * prod(w_hh)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +47,7 @@ class Difference(NamedTuple):
         return f"largest difference over {self.steps} steps: {self.action:.2g} (action), {self.memory:.2g} (memory)"
 
 
-def export(checkpoint: str, output: str = "bundle", seed: int = 0) -> Difference:
+def export(checkpoint: str, output: str = "bundle", seed: int = 0, compact: bool = False) -> Difference:
     """Writes a trained agent as a bundle: weights, configuration, and one step of acting as a program.
 
     The program is compared with the agent over a meta-episode of fresh tasks; if they differ, nothing is left behind.
@@ -56,9 +56,11 @@ def export(checkpoint: str, output: str = "bundle", seed: int = 0) -> Difference
         checkpoint: checkpoint of a training, or another bundle.
         output: directory of the bundle; it is made if it is missing.
         seed: seed of the tasks of the comparison.
+        compact: parameters rounded to bf16 and no program, to share an agent in a quarter of the room or less; how far
+            it then is from the original is only said.
 
     Returns:
-        How far the program is from the agent.
+        How far the program, or the rounded agent, is from the agent.
 
     Raises:
         ConfigError: the checkpoint cannot be read, the agent cannot be exported, or its program acts in another way.
@@ -67,18 +69,41 @@ def export(checkpoint: str, output: str = "bundle", seed: int = 0) -> Difference
     directory = Path(output)
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"--output {output} is a file; expected a directory")
-    file = io.BytesIO()
-    torch.export.save(export_step(agent), file)
-    difference = compare(torch.export.load(file), agent, seed)  # what is read again, not what was written
-    if not (difference.action <= TOLERANCE and difference.memory <= TOLERANCE):  # NaN is not
-        raise ConfigError(f"checkpoint {checkpoint}: the program acts in another way; {difference}")
-    directory.mkdir(parents=True, exist_ok=True)
-    torch.save(agent.learner.state_dict(), directory / WEIGHTS)
-    (directory / CONFIG).write_text(agent.config, encoding="utf-8")
-    (directory / PROGRAM).write_bytes(file.getvalue())
-    (directory / README).write_text(_readme(agent, difference), encoding="utf-8")
+    write = _write_compact if compact else _write
+    difference = write(agent, directory, seed)
     Console().print(f"bundle      {directory}\n{difference}", markup=False, highlight=False, soft_wrap=True)
     return difference
+
+
+def _write(agent: TrainedAgent, directory: Path, seed: int) -> Difference:
+    """Writes all of a bundle, if the program acts as the agent does."""
+    file = io.BytesIO()
+    torch.export.save(export_step(agent), file)
+    program = torch.export.load(file)  # what is read again, not what was written
+    difference = compare(program.module(), agent, seed)
+    if not (difference.action <= TOLERANCE and difference.memory <= TOLERANCE):  # NaN is not
+        raise ConfigError(f"checkpoint {agent.source}: the program acts in another way; {difference}")
+    _write_agent(agent, directory, agent.learner.state_dict(), _readme(agent, difference))
+    (directory / PROGRAM).write_bytes(file.getvalue())
+    return difference
+
+
+def _write_compact(agent: TrainedAgent, directory: Path, seed: int) -> Difference:
+    """Writes a bundle of parameters in bf16; running statistics stay as they are."""
+    rounded = copy.deepcopy(agent)
+    small = {name: parameter.bfloat16() for name, parameter in agent.learner.named_parameters()}
+    rounded.learner.load_state_dict(small, strict=False)
+    difference = compare(rounded.step, agent, seed)
+    _write_agent(agent, directory, {**agent.learner.state_dict(), **small}, _compact_readme(agent, difference))
+    return difference
+
+
+def _write_agent(agent: TrainedAgent, directory: Path, weights: dict[str, Tensor], readme: str) -> None:
+    """Writes what `load_agent` reads, and what a reader does."""
+    directory.mkdir(parents=True, exist_ok=True)
+    torch.save(weights, directory / WEIGHTS)
+    (directory / CONFIG).write_text(agent.config, encoding="utf-8")
+    (directory / README).write_text(readme, encoding="utf-8")
 
 
 def export_step(agent: TrainedAgent) -> ExportedProgram:
@@ -101,11 +126,11 @@ def export_step(agent: TrainedAgent) -> ExportedProgram:
 
 
 @torch.no_grad()
-def compare(program: ExportedProgram, agent: TrainedAgent, seed: int = 0) -> Difference:
-    """Runs a program beside the agent, over a meta-episode, on several tasks at once and on the first of them alone.
+def compare(step: Callable[..., tuple[Tensor, Tensor]], agent: TrainedAgent, seed: int = 0) -> Difference:
+    """Runs a step beside the agent, over a meta-episode, on several tasks at once and on the first of them alone.
 
     Args:
-        program: what `export_step` gives.
+        step: takes what `OneStep` takes, by name.
         agent: the original, which acts.
         seed: seed of the tasks.
     """
@@ -114,7 +139,7 @@ def compare(program: ExportedProgram, agent: TrainedAgent, seed: int = 0) -> Dif
         rollout, memory = _play(env, agent.learner.actor(torch.Generator().manual_seed(seed)))
     finally:
         env.close(raise_if_closed=False)
-    both = [_compare(program, agent, rollout[:rows], memory[:rows]) for rows in (_TASKS, 1)]
+    both = [_compare(step, agent, rollout[:rows], memory[:rows]) for rows in (_TASKS, 1)]
     action, memory = torch.tensor([each[:2] for each in both]).amax(0).tolist()  # NaN, if there is one
     return Difference(action, memory, rollout.shape[1])
 
@@ -133,9 +158,11 @@ def _play(env: MetaEnv, actor: ActingPolicy) -> tuple[TensorDictBase, Tensor]:
     return rollout, torch.stack(memories, 1)
 
 
-def _compare(program: ExportedProgram, agent: TrainedAgent, rollout: TensorDictBase, memory: Tensor) -> Difference:
-    """The program's differences from a rollout ``[N, T]`` of the agent that remembered ``memory [N, T, S]``."""
-    step, forward = agent.step, program.module()
+def _compare(
+    forward: Callable[..., tuple[Tensor, Tensor]], agent: TrainedAgent, rollout: TensorDictBase, memory: Tensor
+) -> Difference:
+    """A step's differences from a rollout ``[N, T]`` of the agent that remembered ``memory [N, T, S]``."""
+    step = agent.step
     latent, _ = agent.learner.agent.encoder.encode(rollout)
     parameters, _ = agent.learner.agent.evaluate(rollout, latent)
     kept, actions, remembered = step.initial_memory(len(rollout)), [], []
@@ -182,32 +209,14 @@ def _quiet() -> Iterator[None]:
 def _readme(agent: TrainedAgent, difference: Difference) -> str:
     """What the bundle is, and how it is used."""
     step = agent.step
-    extra = "".join(f", {name}={name}" for name in step.needs)
     named = ", ".join(f'"{name}": {name}' for name in step.needs)
     given = f", given={{{named}}}" if named else ""
     shapes = "".join(f", {name} [N{'' if width is None else f', {width}'}]" for name, width in step.needs.items())
     dims = step.env_info.actions
     action = f"[N] (0 to {dims.num_actions - 1})" if dims.num_actions else f"[N, {dims.dim}]"
-    return f"""# {agent.name} on {agent.data.env_id}
-
-Written by `hyperrl export` {__version__} (PyTorch {torch.__version__}).
-
-| file | |
-|---|---|
-| {WEIGHTS} | all weights and running statistics, a state dict |
-| {CONFIG} | the configuration of the training |
+    return f"""{_head(agent, "all weights and running statistics, a state dict")}
 | {PROGRAM} | one step of acting as a `torch.export` program |
-
-With HyperRL:
-
-```py
-import hyperrl
-
-agent = hyperrl.load_agent(".")
-memory = agent.initial_memory(1)
-action, memory = agent.act(observation, reward, memory{extra})  # once per step
-```
-
+{_with_hyperrl(agent)}
 With PyTorch alone:
 
 ```py
@@ -224,4 +233,40 @@ several episodes, the memory goes on from one to the next, and the last element 
 just ended.
 
 The program was compared with the agent over a meta-episode; {difference}.
+"""
+
+
+def _compact_readme(agent: TrainedAgent, difference: Difference) -> str:
+    """The same of a bundle without a program."""
+    return f"""{_head(agent, "weights in bf16 and running statistics, a state dict")}
+{_with_hyperrl(agent)}
+Rounding the weights changed the agent; over a meta-episode that it did not act in itself, {difference}.
+"""
+
+
+def _head(agent: TrainedAgent, weights: str) -> str:
+    """Name and origin, and a table of the files that `load_agent` reads."""
+    return f"""# {agent.name} on {agent.data.env_id}
+
+Written by `hyperrl export` {__version__} (PyTorch {torch.__version__}).
+
+| file | |
+|---|---|
+| {WEIGHTS} | {weights} |
+| {CONFIG} | the configuration of the training |"""
+
+
+def _with_hyperrl(agent: TrainedAgent) -> str:
+    """How HyperRL uses the bundle."""
+    extra = "".join(f", {name}={name}" for name in agent.step.needs)
+    return f"""
+With HyperRL:
+
+```py
+import hyperrl
+
+agent = hyperrl.load_agent(".")
+memory = agent.initial_memory(1)
+action, memory = agent.act(observation, reward, memory{extra})  # once per step
+```
 """

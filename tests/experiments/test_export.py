@@ -46,6 +46,25 @@ def test_bundle_acts_as_the_checkpoint(name: str, tmp_path: Path) -> None:
             torch.testing.assert_close(memory, own)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_compact_bundle_is_the_agent_rounded(name: str, tmp_path: Path) -> None:
+    agent = load_agent(write_checkpoint(tmp_path / "agent.ckpt", name))
+    difference = export(str(tmp_path / "agent.ckpt"), str(tmp_path / "bundle"), compact=True)
+    assert {path.name for path in (tmp_path / "bundle").iterdir()} == FILES - {"step.pt2"}
+    rounded = load_agent(tmp_path / "bundle")
+    for key, value in rounded.learner.named_parameters():
+        torch.testing.assert_close(value, agent.learner.get_parameter(key).bfloat16().float(), rtol=0, atol=0)
+    for key, value in rounded.learner.named_buffers():
+        assert torch.equal(value, agent.learner.get_buffer(key))
+    assert 0 < difference.memory < 0.05
+    again = compare(rounded.step, agent)
+    assert again == difference
+    assert str(difference) in (tmp_path / "bundle" / "README.md").read_text()
+    export(str(tmp_path / "agent.ckpt"), str(tmp_path / "whole"))
+    sizes = [sum(path.stat().st_size for path in (tmp_path / each).iterdir()) for each in ("bundle", "whole")]
+    assert sizes[0] < sizes[1] / 2
+
+
 def test_readme_is_right(tmp_path: Path) -> None:
     """Its second example runs as it is written."""
     write_checkpoint(tmp_path / "agent.ckpt", "task oracle")
@@ -77,11 +96,11 @@ def test_another_program_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_difference_grows_with_the_error(tmp_path: Path) -> None:
     agent = load_agent(write_checkpoint(tmp_path / "agent.ckpt", "rnn_hn continuous"))
     program = export_step(agent)
-    assert compare(program, agent).action < TOLERANCE
+    assert compare(program.module(), agent).action < TOLERANCE
     agent.learner.agent.policy.actor.layers[-1].bias_head.bias.add_(0.25)
-    assert compare(program, agent).action == pytest.approx(0.25, abs=1e-4)
+    assert compare(program.module(), agent).action == pytest.approx(0.25, abs=1e-4)
     agent.learner.agent.encoder.sequence.cell.bias_hh_l0.fill_(torch.nan)
-    assert math.isnan(compare(program, agent).memory)
+    assert math.isnan(compare(program.module(), agent).memory)
 
 
 def test_file_in_the_way_is_refused(tmp_path: Path) -> None:

@@ -44,8 +44,9 @@ class BuildHook(BuildHookInterface):
             subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
             fresh.replace(root / LIBRARY)
         except subprocess.CalledProcessError as error:
-            exit_status = f"exit status {error.returncode}"
-            return f"{compiler[0]}: {next(iter(error.stderr.strip().splitlines()), exit_status)}"
+            lines = error.stderr.strip().splitlines() or [f"exit status {error.returncode}"]
+            # Where the error was included from, and warnings, may come first.
+            return f"{compiler[0]}: {next((line for line in lines if 'error' in line), lines[0])}"
         except OSError as error:
             return str(error)
         finally:

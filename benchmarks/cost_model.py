@@ -104,8 +104,7 @@ def acting_work(sizes: Sizes, setting: Setting) -> Work:
     """Of T steps of all environments."""
     each = _encoder_products(sizes) * setting.num_envs
     prior = setting.resets * (sizes.gru_input + sizes.recurrent + sizes.encoder_rest)
-    shares = setting.low_bytes == 4 or setting.num_envs >= MANY_ROWS
-    distinct = setting.acting_distinct if shares else None
+    distinct = setting.acting_distinct if _shares(setting, setting.num_envs) else None
     heads, policy, inputs = _policy_products(sizes, (sizes.actor,), setting.num_envs, distinct)
     steps = setting.steps
     return Work(2 * (steps * each + prior), 2 * steps * heads, 2 * steps * (policy + inputs))
@@ -115,7 +114,8 @@ def values_work(sizes: Sizes, setting: Setting) -> Work:
     """Of the values of a rollout."""
     rows = setting.num_envs * (setting.steps + 1)
     prior = sizes.gru_input + sizes.recurrent + sizes.encoder_rest
-    heads, policy, inputs = _policy_products(sizes, (sizes.critic,), setting.frames, setting.values_distinct)
+    distinct = setting.values_distinct if _shares(setting, setting.frames) else None
+    heads, policy, inputs = _policy_products(sizes, (sizes.critic,), setting.frames, distinct)
     cut_heads, *cut = _policy_products(sizes, (sizes.critic,), setting.cut, None)
     # Advantages are a convolution over pieces of tasks, as long as its filter has entries above 1e-7.
     advantages = setting.frames * min(setting.steps / max(setting.resets, 1), int(math.log(1e-7) / math.log(GAE)))
@@ -139,6 +139,11 @@ def rollout_work(sizes: Sizes, setting: Setting) -> Work:
     """Of a rollout and all that is learnt from it."""
     updates = minibatch_work(sizes, setting).times(setting.updates)
     return acting_work(sizes, setting).plus(values_work(sizes, setting), updates)
+
+
+def _shares(setting: Setting, rows: int) -> bool:
+    """Whether rows without gradients share products, where distinct observations are few."""
+    return setting.low_bytes == FP32 or rows >= MANY_ROWS
 
 
 def _encoder_products(sizes: Sizes) -> int:

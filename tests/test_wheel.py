@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from hatch_build import BuildHook  # noqa: E402
 
 
 def run(*arguments: str, cwd: Path, **variables: str) -> str:
@@ -62,3 +65,21 @@ def test_shipped_name_resolves_in_the_installed_wheel(installed: Path, tmp_path:
     printed = run(*command, cwd=tmp_path, PYTHONPATH=str(installed))
     assert {"trainer:", "model:", "data:"} <= set(printed.splitlines())
     assert not list(tmp_path.iterdir()), "--print_config must create nothing"
+
+
+@pytest.mark.parametrize(
+    ("lines", "shown"),
+    [
+        (["In file included from a.c:1:", "a.h:2:1: error: unknown type", "2 errors"], "a.h:2:1: error: unknown type"),
+        (["not found", "sorry"], "not found"),
+        ([], "exit status 3"),
+    ],
+)
+def test_a_failed_compilation_is_explained_in_one_line(
+    lines: list[str], shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiler = tmp_path / "compiler.py"
+    compiler.write_text(f"import sys\nprint(*{lines}, sep='\\n', file=sys.stderr)\nsys.exit(3)\n")
+    monkeypatch.setenv("CC", f"{sys.executable} {compiler}")
+    hook = BuildHook(str(tmp_path), {}, None, None, str(tmp_path), "wheel")
+    assert hook._compile() == f"{sys.executable}: {shown}"

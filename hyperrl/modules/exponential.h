@@ -1,16 +1,17 @@
 /* exp(x) of x <= 0 as `power * (1 + rest)`, to the last digit or two; `power` is 0 where exp(x) would be below the
-   smallest normal number. The library's own is not vectorised. x = k log 2 + r: 2^k, and a Taylor series of exp(r) - 1.
-   Included once for each type. */
+   smallest normal number, 2^(1 - BIAS). The library's own is not vectorised. x = k log 2 + r: 2^k, and a Taylor series
+   of exp(r) - 1. Included once for each type. */
 static INLINE REAL NAME(exponential_parts)(REAL x, REAL *rest) {
 #ifdef IS_DOUBLE
     typedef uint64_t Bits;
     enum { BIAS = 1023, DIGITS = 52 };
-    const REAL lowest = -708, high = 0x1.62e42fefa3800p-1, low = 0x1.ef35793c76730p-45, round = 0x1.8p52;
+    const REAL high = 0x1.62e42fefa3800p-1, low = 0x1.ef35793c76730p-45, round = 0x1.8p52;
 #else
     typedef uint32_t Bits;
     enum { BIAS = 127, DIGITS = 23 };
-    const REAL lowest = -87, high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f, round = 0x1.8p23f;
+    const REAL high = 0x1.62e4p-1f, low = 0x1.7f7d1cp-20f, round = 0x1.8p23f;
 #endif
+    const REAL lowest = (REAL)((1 - BIAS) * 0x1.62e42fefa39efp-1);
     const REAL bounded = x < lowest ? lowest : x;
     const REAL rounded = bounded * (REAL)0x1.71547652b82fep0 + round; /* its lowest bits are k */
     const REAL r = (bounded - (rounded - round) * high) - (rounded - round) * low;

@@ -20,8 +20,9 @@ from hyperrl.modules.policy_config import SOURCES, PolicyConfig, shown
 __all__ = ["Policy", "PolicyConfig"]
 
 MIN_STD = 1e-6
-# Acting rows in bf16 from which sharing products is the faster way (GridNavi's sizes, two threads: 0.9 of the speed with
-# 128 rows, 1.4 with 512): autocast keeps the cast of a weight, but not that of its view, which sharing needs.
+# Rows without gradients, as in acting, from which sharing products is the faster way in bf16 (acting with GridNavi's
+# sizes, two threads: 0.9 of the speed with 128 rows, 1.4 with 512): autocast keeps the cast of a weight, but not that
+# of its view, which sharing needs.
 MANY_ROWS = 256
 
 

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from hyperrl.modules import kernels, scan_blocks, scan_kernels
 
@@ -122,8 +121,8 @@ class _Accumulation(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, Tensor, Tensor | None]:
+        kernels.refuse_second_derivatives()
         decay, reset, *recorded = ctx.saved_tensors
         later, by_state, by_initial = _form(grad).accumulate_backward(grad, decay, reset)
         by_decay = None
@@ -146,8 +145,8 @@ class _Maximum(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor | None, None]:
+        kernels.refuse_second_derivatives()
         reset, *recorded = ctx.saved_tensors
         form = _form(grad)
         if not recorded:

@@ -1,7 +1,8 @@
 /* The recurrences of scan.py on the CPU: loops that read and write every entry once, for float and double.
 
-   Sums are taken in double precision, which costs little: memory is what limits these loops. The order of operations is
-   that of time, so the number of threads changes no result. The series of a call are named at the top of each kernel. */
+   Sums are taken in double precision, which costs little: memory is what limits these loops. The order of operations
+   is that of time, so the number of threads changes no result. The series of a call are named at the top of each
+   kernel. */
 #ifndef REAL
 
 #include "kernels.h"

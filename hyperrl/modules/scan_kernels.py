@@ -10,16 +10,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from hyperrl.modules.kernels import run
+from hyperrl.modules.kernels import refuse_second_derivatives, run
 
 
 def accumulate(value: Tensor, decay: Tensor | None, reset: Tensor | None, state: Tensor, initial: Tensor) -> Tensor:
     """See `hyperrl.modules.scan.Recurrences`."""
     result = _empty(value)
     factor = None if decay is None else decay.expand_as(value)
-    run("accumulate", result, value, factor, _resets(reset, value), _start(state, value), _start(initial, value))
+    starts = _resets(reset, value), _start(state, value), _start(initial, value)
+    run("accumulate", [result], [value, factor, *starts])
     return result
 
 
@@ -29,14 +29,14 @@ def accumulate_backward(
     """See `hyperrl.modules.scan.Recurrences`."""
     by_value, by_state, by_initial = _empty(grad), _empty(grad[:, :1]), _empty(grad[:, :1])
     factor = None if decay is None else decay.expand_as(grad)
-    run("accumulate_backward", by_value, by_state, by_initial, grad, factor, _resets(reset, grad))
+    run("accumulate_backward", [by_value, by_state, by_initial], [grad, factor, _resets(reset, grad)])
     return by_value, by_state.squeeze(1), None if reset is None else by_initial.squeeze(1)
 
 
 def maximum(value: Tensor, reset: Tensor | None, state: Tensor, initial: Tensor) -> Tensor:
     """See `hyperrl.modules.scan.Recurrences`."""
     result = _empty(value)
-    run("maximum", result, value, _resets(reset, value), _start(state, value), _start(initial, value))
+    run("maximum", [result], [value, _resets(reset, value), _start(state, value), _start(initial, value)])
     return result
 
 
@@ -46,7 +46,7 @@ def maximum_backward(
     """See `hyperrl.modules.scan.Recurrences`."""
     by_value, by_state, by_initial = _empty(grad), _empty(grad[:, :1]), _empty(grad[:, :1])
     starts = _resets(reset, grad), _start(state, grad), _start(initial, grad)
-    run("maximum_backward", by_value, by_state, by_initial, grad, result, *starts)
+    run("maximum_backward", [by_value, by_state, by_initial], [grad, result, *starts])
     return by_value, by_state.squeeze(1), None if reset is None else by_initial.squeeze(1)
 
 
@@ -75,8 +75,9 @@ class WeightedMean(torch.autograd.Function):
         variance = output[..., width:] if log_variance else None
         state, initial = (parts.expand(len(value), parts.shape[1], width) for parts in (state, initial))
         norm, shift, last = _empty(value), None if unit is None else _empty(value), value.new_empty(state.shape)
+        results = output[..., :width], variance, norm, shift, last
         inputs = value, weight.expand_as(value), _resets(reset, value), state, initial
-        run("mean", output[..., :width], variance, norm, shift, last, *inputs, smallest=smallest)
+        run("mean", results, inputs, smallest=smallest)
         if variance is not None:
             variance.log_()
         scale = unit(shift) if straight_through and unit is not None and shift is not None else None
@@ -85,18 +86,19 @@ class WeightedMean(torch.autograd.Function):
         return output, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor, grad_last: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients by value, weight and the parts, of which the shift has none."""
+        refuse_second_derivatives()
         output, norm, shift, value, weight, reset, state, initial, scale = ctx.saved_tensors
         width = value.shape[-1]
         by_mean, by_log_variance = grad[..., :width], grad[..., width:] if grad.shape[-1] > width else None
         if scale is not None:
             by_mean = by_mean * scale
         gradients = _empty(value), _empty(value), value.new_zeros(state.shape), value.new_zeros(state.shape)
-        inputs = output[..., :width], norm, shift, value, weight, _resets(reset, value), state, initial
+        recorded = output[..., :width], norm, shift, value, weight, _resets(reset, value), state, initial
+        inputs = by_mean, by_log_variance, grad_last, *recorded
         settings = {"smallest": ctx.smallest, "straight_through": ctx.straight_through}
-        run("mean_backward", *gradients, by_mean, by_log_variance, grad_last, *inputs, **settings)
+        run("mean_backward", gradients, inputs, **settings)
         by_value, by_weight, by_state, by_initial = gradients
         return by_value, by_weight, None, by_state, None if reset is None else by_initial, *[None] * 4
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from hyperrl.modules import scan
 from hyperrl.modules.scan import linear_scan, running_max, running_sum
+from hyperrl.modules.scan_kernels import WeightedMean
 
 LENGTHS = [1, 2, 3, 4, 7, 8, 9, 60, 61, 256, 257, 700]
 SUM, MAX, MAX_THROUGH = running_sum, running_max, partial(running_max, straight_through=True)
@@ -75,6 +77,26 @@ def test_decay_of_one_is_a_cumulative_sum() -> None:
 def test_gradients_equal_finite_differences(steps: int, features: tuple[int, ...], broadcast: bool) -> None:
     tensors = [tensor.requires_grad_() for tensor in inputs(steps, *features, broadcast=broadcast)]
     assert torch.autograd.gradcheck(linear_scan, tensors)
+
+
+SCANS = {
+    "linear": lambda value: linear_scan(value.detach().sigmoid(), value, value[:, 0].detach()),
+    "decay": lambda value: linear_scan(value, value.detach(), value[:, 0].detach()),
+    "sum": lambda value: SUM(value, None, value[:, 0], value[:, 0]),
+    "max": lambda value: MAX(value, None, value[:, 0], value[:, 0]),
+    "straight": lambda value: MAX_THROUGH(value, None, value[:, 0], value[:, 0]),
+    "mean": lambda value: WeightedMean.apply(
+        value, value.exp(), None, value[:, :2], value[:, :2], 1, False, None, False
+    )[0],
+}
+
+
+@pytest.mark.parametrize("loss", [Tensor.sum, lambda result: result.square().sum()], ids=["linear", "square"])
+@pytest.mark.parametrize("kind", SCANS)
+def test_second_derivatives_are_refused(kind: str, loss: Callable[[Tensor], Tensor]) -> None:
+    value = inputs(9, 2)[1].requires_grad_()
+    with pytest.raises(RuntimeError, match="no second derivatives"):
+        torch.autograd.grad(loss(SCANS[kind](value)), value, create_graph=True)
 
 
 def test_inputs_are_left_as_they_are() -> None:

@@ -1,21 +1,23 @@
-/* The recurrence of gru_kernel.py on the CPU, for float and double. A few rows at a time go through their whole sequence.
+/* The recurrence of gru_kernel.py on the CPU, for float and double. A few rows at a time go through their whole
+   sequence.
 
-   Products of so few rows are as fast as weights can be read. Hence these are packed in the order in which they are read,
-   and each one serves all rows of a block. Every sum is taken in the order of its terms whatever the blocks are, so the
-   number of threads changes no result. Gates are in the order reset, update, new. */
+   Products of so few rows are as fast as weights can be read. Hence these are packed in the order in which they are
+   read, and each one serves all rows of a block. Every sum is taken in the order of its terms whatever the blocks are,
+   so the number of threads changes no result. Gates are in the order reset, update, new. */
 #ifndef REAL
 
 #include <tgmath.h>
 
 #include "../kernels.h"
 
-/* Rows of a block, and units whose gates are taken together: their sums stay in registers. */
+/* Rows of a block, and units whose gates are taken together: their sums stay in registers if these are the 32 of 512
+   bits (AVX-512); with fewer or shorter ones some of the sums go through the cache. */
 #define ROWS 4
 #define TILE 16
 #define GATES 3
 
-/* Series of both kernels; the first one of either is named there. */
-enum { PANEL = 1, WEIGHT };
+/* Series of both kernels; the others are named there. A call is `3 * width` wide. */
+enum { PANEL = 1, WEIGHT = 4 };
 
 #define REAL float
 #define NAME(name) name##_float
@@ -44,8 +46,9 @@ static INLINE REAL NAME(tangent)(REAL x) {
     return copysign(-less / (2 + less), x);
 }
 
-/* The weights of TILE units in the order in which `sum_products` reads them: `panel[k][gate][j]` is that of term k and unit
-   j, in `weights[gate]` at k and j, or at j and k if transposed. Where units are fewer, it has been zero before. */
+/* The weights of TILE units in the order in which `sum_products` reads them: `panel[k][gate][j]` is that of term k and
+   unit j, in `weights[gate]` at k and j, or at j and k if transposed. Where units are fewer, the rest is left as it is:
+   zeros (`_panels`). */
 CLONES static void NAME(pack)(
     REAL *restrict panel, const REAL *restrict weights, int64_t by_gate, int64_t by_row, int transposed, int64_t terms,
     int64_t units) {
@@ -59,7 +62,9 @@ CLONES static void NAME(pack)(
                 }
             }
         } else {
-            for (int64_t k = 0; k < terms; k++) memcpy(to + k * GATES * TILE, weights + k * by_row, units * sizeof(REAL));
+            for (int64_t k = 0; k < terms; k++) {
+                memcpy(to + k * GATES * TILE, weights + k * by_row, units * sizeof(REAL));
+            }
         }
     }
 }
@@ -131,7 +136,7 @@ static INLINE void NAME(step_backward)(
 /* Packs the weights, and runs `block(call, first, rows)` on all rows, in blocks of about the same size. */
 static void NAME(run)(
     const Call *call, int transposed, void (*block)(const Call *, int64_t first, int rows)) {
-    const int64_t width = call->width, rows = call->rows, threads = call->threads;
+    const int64_t width = call->width / GATES, rows = call->rows, threads = call->threads;
     const int64_t by_row = call->series[WEIGHT].step;
     const int64_t by_unit = transposed ? 1 : by_row;
     const int64_t least = (rows + ROWS - 1) / ROWS, even = (least + threads - 1) / threads * threads;
@@ -140,8 +145,9 @@ static void NAME(run)(
     {
 #pragma omp for
         for (int64_t unit = 0; unit < width; unit += TILE) {
+            const int64_t units = width - unit < TILE ? width - unit : TILE;
             const REAL *from = AT(WEIGHT, 0, 0) + unit * by_unit;
-            NAME(pack)(AT(PANEL, 0, unit / TILE), from, width * by_row, by_row, transposed, width, width - unit < TILE ? width - unit : TILE);
+            NAME(pack)(AT(PANEL, 0, unit / TILE), from, width * by_row, by_row, transposed, width, units);
         }
 #pragma omp for
         for (int64_t i = 0; i < blocks; i++) {
@@ -152,8 +158,8 @@ static void NAME(run)(
 }
 
 CLONES static void NAME(gru_block)(const Call *call, int64_t first, int rows) {
-    enum { OUT, GATE = WEIGHT + 1, RECURRENT, PROJECTED, STATE, BIAS };
-    const int64_t width = call->width;
+    enum { GATE, OUT = PANEL + 1, RECURRENT, PROJECTED = WEIGHT + 1, STATE, BIAS };
+    const int64_t width = call->width / GATES;
     const REAL *bias = AT(BIAS, 0, 0);
     REAL sums[GATES][ROWS][TILE];
     for (int64_t t = 0; t < call->steps; t++) {
@@ -179,8 +185,8 @@ CLONES static void NAME(gru_block)(const Call *call, int64_t first, int rows) {
 }
 
 CLONES static void NAME(gru_backward_block)(const Call *call, int64_t first, int rows) {
-    enum { GRAD, BY_PROJECTED = WEIGHT + 1, BY_PRODUCTS, BY_STATE, GATE, RECURRENT, PAST };
-    const int64_t width = call->width;
+    enum { BY_PROJECTED, BY_PRODUCTS = PANEL + 1, BY_STATE, GRAD = WEIGHT + 1, GATE, RECURRENT, PAST };
+    const int64_t width = call->width / GATES;
     REAL sums[GATES][ROWS][TILE];
     for (int64_t t = call->steps - 1; t >= 0; t--) {
         const REAL *by_products[ROWS];

@@ -253,14 +253,18 @@ class TestTargets:
 
 
 def test_inference_learns_where_rewards_are() -> None:
+    """Over three seeds together: in trainings this short, which half of a task has the larger errors is luck."""
     inference = {**VI, "lr": 0.01, "updates": 20, "batch_trajectories": 16}
-    model, history, _ = run({"normalize_latent": True}, {"latent_dim": 2}, inference, frames=9600, num_envs=8)
-    first, last = (history.updates[index]["inference/reward"] for index in (0, -1))
-    assert last < 0.6 * first
-    errors = model.inference_profile["reward_error"]
-    assert len(errors) == 60
-    assert len(model.inference_profile["kl"]) == 61
-    assert sum(errors[30:]) < sum(errors[:30])
+    settings = {**TASK, "frames": 9600, "num_envs": 8}
+    ratios, errors = [], torch.zeros(60)
+    for seed in range(3):
+        model, history = tiny.fit(seed, FAST, {"normalize_latent": True}, {"latent_dim": 2}, inference, **settings)
+        first, last = (history.updates[index]["inference/reward"] for index in (0, -1))
+        ratios.append(last / first)
+        errors += torch.tensor(model.inference_profile["reward_error"])
+        assert len(model.inference_profile["kl"]) == 61
+    assert sum(ratios) / 3 < 0.6
+    assert errors[30:].sum() < errors[:30].sum()
 
 
 ARGS = (

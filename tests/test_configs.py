@@ -155,6 +155,13 @@ EXPERIMENTS = {
     "experiment/ladder_4_belief_oracle": ("gridnavi", "belief_oracle", None),
     "experiment/ladder_5_memory": ("gridnavi", "rnn_hn", 12),
     "experiment/ml1_reach_rnn_hn": ("ml1_reach", "rnn_hn", 1),
+    "experiment/gridnavi_fast": ("gridnavi", "rnn_hn", 24),
+    "experiment/t_ln_p1_fast": ("t_ln_p1", "splagger", 2),
+}
+# All that the networks of fast presets do not have of their models.
+SIZES = {
+    "encoder": {"hidden_dim": 256},
+    "policy": {"state_embedding_dim": 256, "latent_embedding_dim": 25, "layers": [256, 128]},
 }
 # What experiments of the papers have in common: all settings of PPO, and data but for the environment.
 PPO = {
@@ -299,7 +306,8 @@ def shortened(settings: dict[str, Any]) -> list[str]:
         args += ["--data.env_options.episode_length=5", "--data.env_options.num_threads=1"]
     if issubclass(kind, MetaWorld):
         args += ["--data.env_options.episode_length=2", "--data.env_options.num_workers=0"]
-        args += ["--data.num_envs=8", "--data.steps_per_rollout=3"]  # as many minibatches as environments
+    if settings.get("model", {}).get("ppo", {}).get("num_minibatches") == 8:
+        args += ["--data.num_envs=8", "--data.steps_per_rollout=3"]
     return args
 
 
@@ -391,6 +399,8 @@ def test_our_experiments_are_complete(name: str) -> None:
     """Whatever an environment or the model's file sets, an experiment sets, too."""
     place, model, updates = EXPERIMENTS[name]
     config, env = load(name), load(f"env/{place}")
+    if name.endswith("_fast"):
+        config = merged(config, {"model": SIZES})
     assert set(env["data"]) <= set(config["data"])
     assert config["data"]["env"] == env["data"]["env"]
     assert configuration.model_name(config) == model

@@ -156,7 +156,8 @@ EXPERIMENTS = {
     "experiment/ladder_5_memory": ("gridnavi", "rnn_hn", 12),
     "experiment/ml1_reach_rnn_hn": ("ml1_reach", "rnn_hn", 1),
     "experiment/gridnavi_fast": ("gridnavi", "rnn_hn", 24),
-    "experiment/t_ln_p1_fast": ("t_ln_p1", "splagger", 2),
+    # Like the papers' experiments with this model, it has full transitions and wide latents.
+    "experiment/t_ln_p1_fast": ("t_ln_p1", "splagger", None),
 }
 # All that the networks of fast presets do not have of their models.
 SIZES = {

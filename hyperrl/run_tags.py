@@ -11,6 +11,7 @@ import posixpath
 import re
 import subprocess
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hyperrl
@@ -113,15 +114,27 @@ def _short_name(node: Any) -> str:
 
 
 def version_tags() -> dict[str, str]:
-    """Return the versions that a result depends on and, inside a git repository, the commit (``-dirty`` if changed)."""
+    """Return the versions that a result depends on, and the commit (``-dirty`` if changed).
+
+    The commit is that of HyperRL if it runs from its own repository, wherever the command was given; otherwise that of
+    the repository of the current directory, which may hold the configurations. There is none outside of both.
+    """
     tags = {f"version.{name}": importlib.metadata.version(name) for name in ("torch", "torchrl", "lightning")}
     tags |= {"version.hyperrl": hyperrl.__version__, "version.python": platform.python_version()}
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"]
+    source = Path(hyperrl.__file__)
+    tracked = _git(source.parent, "ls-files", "--error-unmatch", source.name) is not None
+    place = source.parent if tracked else Path.cwd()
+    commit = _git(place, "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*")
+    return tags | ({"git_commit": commit} if commit else {})
+
+
+def _git(directory: Path, *args: str) -> str | None:
+    """What git says there; None without git, repository or commit."""
+    command = ["git", "-C", str(directory), *args]
     try:
-        git = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):  # no git, no repository or no commit yet
-        return tags
-    return tags | {"git_commit": git.stdout.strip()}
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def clean_name(name: str) -> str:

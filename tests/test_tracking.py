@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,9 +25,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from mlflow.tracking import MlflowClient
 from torch.utils.data import DataLoader
 
+import hyperrl
 from hyperrl import cli
 from hyperrl.errors import TrackingError
-from hyperrl.run_tags import config_tags
+from hyperrl.run_tags import config_tags, version_tags
 from hyperrl.tracking import MLflowLogger, SystemMetrics, TrackingState
 
 MakeLogger = Callable[..., MLflowLogger]
@@ -449,6 +451,33 @@ def test_configuration_becomes_params_tags_and_artifact(make: MakeLogger) -> Non
     assert {"version.torch", "version.torchrl", "version.lightning", "version.hyperrl"} <= set(tags)
     assert (logger.run_dir / "config.yaml").read_text() == "model: splagger\n"
     assert [artifact.path for artifact in client.list_artifacts(logger.run_id)] == ["config.yaml"]
+
+
+def test_commit_is_that_of_the_code_wherever_the_command_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def repository(name: str) -> tuple[Path, str]:
+        git = ["git", "-C", str(tmp_path / name), "-c", "user.name=a", "-c", "user.email=a@b"]
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text(name)
+        for args in (["init", "-q"], ["add", "."], ["commit", "-qm", name]):
+            subprocess.run([*git, *args], check=True)
+        head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        return tmp_path / name, head
+
+    (code, of_code), (configs, of_configs) = repository("code"), repository("configs")
+    monkeypatch.chdir(configs)
+    monkeypatch.setattr(hyperrl, "__file__", str(code / "__init__.py"))
+    assert version_tags()["git_commit"] == of_code
+    (code / "__init__.py").write_text("changed")
+    assert version_tags()["git_commit"] == f"{of_code}-dirty"
+    installed = configs / "site-packages"  # inside of a repository that does not hold it
+    installed.mkdir()
+    monkeypatch.setattr(hyperrl, "__file__", str(installed / "__init__.py"))
+    assert version_tags()["git_commit"] == of_configs
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(hyperrl, "__file__", str(tmp_path / "__init__.py"))
+    assert "git_commit" not in version_tags()
 
 
 def test_group_is_all_but_the_seed() -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.command import compare
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
-from hyperrl.experiments.comparison.figures import COLOURS, looks, sideways
+from hyperrl.experiments.comparison.figures import COLOURS, draw_landmarks, looks, sideways
 from hyperrl.experiments.comparison.runs import Run, make_series, read_runs, write_runs
 from hyperrl.experiments.comparison.tables import ALL, cells, make_rows, markdown
 
@@ -266,6 +268,18 @@ class TestCommand:
         assert float(values["landmark", "bayes_optimal", ""]) == 37.2143
         assert float(values["landmark", "clever player", ""]) == 25.5
         assert float(values["adaptation", "other", "4"]) == pytest.approx(11 / 4)
+
+    @pytest.mark.parametrize("returns", [(2, 15.46, 15.86, 16), (-4.7, 16, 37.2, 44.3), (1, 1, 1), (0, 1)])
+    def test_names_of_landmarks_do_not_overlap(self, returns: tuple[float, ...]) -> None:
+        figure = Figure(figsize=(8, 4.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot([0, 1], [min(returns), max(returns)])
+        draw_landmarks(axes, {f"some_player_{number}": value for number, value in enumerate(returns)})
+        figure.canvas.draw()
+        boxes = [text.get_window_extent() for text in axes.texts]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        shown = " ".join(text.get_text() for text in axes.texts)
+        assert all(f"some player {number}" in shown for number in range(len(returns)))
 
     def test_bars_are_sorted(self, stored: str, tmp_path: Path) -> None:
         compare([stored], bars=tmp_path / "bars.png", quantities=["best"])

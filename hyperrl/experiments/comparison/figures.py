@@ -24,6 +24,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 FORMATS = (".png", ".pdf", ".svg")
 _CROWD = 4  # from so many models on, bands are drawn lighter
 _DPI = 130
+_TEXT_HEIGHT = 0.05  # of a name, as a share of the panel
 
 
 class Look(NamedTuple):
@@ -73,7 +74,7 @@ def draw_comparison(
     styles = dict(zip(curves, looks(len(curves)), strict=True))
     for label, curve in curves.items():
         _draw_curve(panels[0], curve, styles[label], len(curves), _legend(comparison, label))
-    _draw_landmarks(panels[0], landmarks)
+    draw_landmarks(panels[0], landmarks)
     panels[0].xaxis.set_major_formatter(lambda frames, _: f"{frames / 1e6:g}")
     panels[0].set(xlabel="environment frames (millions)", ylabel=_unit(comparison.settings.metric))
     panels[0].set_title(title or comparison.env)
@@ -139,19 +140,33 @@ def _draw_curve(
         axes.fill_between(x, curve.low, curve.high, color=look.color, alpha=alpha, linewidth=0)
 
 
-def _draw_landmarks(axes: Axes, landmarks: Mapping[str, float], side: Literal["left", "right"] = "right") -> None:
-    """Known returns as thin lines with their names at one side; players that earn the same share one."""
+def draw_landmarks(axes: Axes, landmarks: Mapping[str, float], side: Literal["left", "right"] = "right") -> None:
+    """Known returns as thin lines with their names at one side; lines that are too near for two texts share one.
+
+    Args:
+        axes: where; what else is drawn there is drawn already.
+        landmarks: returns by name; an underscore is shown as a blank.
+        side: where the names stand.
+    """
     axes.margins(y=0.09)  # for the name of the lowest line
     players: dict[float, list[str]] = {}
-    for name, value in landmarks.items():
+    for name, value in sorted(landmarks.items(), key=lambda landmark: landmark[1]):
         players.setdefault(value, []).append(name.replace("_", " "))
-    lowest = min(players, default=0)
-    place, sign = {"left": (0.0, 1), "right": (1.0, -1)}[side]
-    for value, names in players.items():
         axes.axhline(value, color="0.6", linestyle=":", linewidth=1, zorder=0)
+    low, high = axes.get_ylim()
+    groups: list[list[float]] = []
+    for value in players:
+        if groups and value - groups[-1][-1] < _TEXT_HEIGHT * (high - low):
+            groups[-1].append(value)
+        else:
+            groups.append([value])
+    place, sign = {"left": (0.0, 1), "right": (1.0, -1)}[side]
+    for group in groups:
+        below = group is groups[0] and len(groups) > 1
         axes.annotate(
-            f"{', '.join(names)} {value:.1f}", (place, value), xycoords=("axes fraction", "data"),
-            xytext=(4 * sign, -10 if value == lowest and len(players) > 1 else 3), textcoords="offset points", ha=side,
+            ", ".join(f"{', '.join(players[value])} {value:.1f}" for value in group),
+            (place, group[0] if below else group[-1]), xycoords=("axes fraction", "data"),
+            xytext=(4 * sign, -10 if below else 3), textcoords="offset points", ha=side,
             fontsize=8, color="0.25", zorder=1.9,  # behind the curves
             bbox={"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.5},
         )  # fmt: skip
@@ -196,7 +211,7 @@ def draw_bars(comparison: Comparison, path: Path, title: str = "", players: Mapp
         axes.axhline(0, color="0.2", linewidth=0.8)
         axes.set_title(quantity)
         if not (comparison.settings.paper and quantity == "auc"):
-            _draw_landmarks(axes, landmarks, "left")  # where the lowest bars are
+            draw_landmarks(axes, landmarks, "left")  # where the lowest bars are
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel(_unit(comparison.settings.metric))
     figure.suptitle(title or comparison.env)

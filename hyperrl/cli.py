@@ -10,8 +10,11 @@ import re
 import sys
 import warnings
 from collections.abc import Iterator
+from functools import reduce
+from operator import or_
 from pathlib import Path
-from typing import Any, ClassVar, NoReturn
+from types import UnionType
+from typing import Any, ClassVar, NoReturn, Union, get_args, get_origin
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
@@ -131,6 +134,7 @@ class HyperRLCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Links what the environment decides to the model; adds the checkpoint's settings."""
+        _integers_first(parser)
         for name in LINKS:
             parser.link_arguments(f"data.{name}", f"model.{name}", apply_on="instantiate")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
@@ -231,6 +235,19 @@ class HyperRLCLI(LightningCLI):
                 "that they share (`hyperrl test --ckpt_path` makes up for the test)"
             )
         return True
+
+
+def _integers_first(parser: LightningArgumentParser) -> None:
+    """Lets the parser read 1 as an integer where a number may be either: it takes the first type that fits.
+
+    `typing` hands out one object for equal unions, so Lightning's may have the order of another library that was
+    imported earlier; ``limit_test_batches=1`` would then mean all batches instead of one.
+    """
+    for action in parser._actions:
+        hint: Any = getattr(action, "_typehint", None)
+        kinds = get_args(hint)
+        if get_origin(hint) in (Union, UnionType) and {int, float} <= set(kinds):
+            vars(action)["_typehint"] = reduce(or_, sorted(kinds, key=lambda kind: kind is float))
 
 
 @contextlib.contextmanager

@@ -232,6 +232,15 @@ class TestConfigurations:
         assert config["checkpoint"]["monitor"] == "val/return"
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.parametrize(("text", "value"), [("1", 1), ("1.0", 1.0), ("null", None)])
+    def test_a_number_is_an_integer_where_it_may_be_either(self, text: str, value: float | None) -> None:
+        parser = cli.Parser()
+        parser.add_argument("--count", type=float | int | None)  # in the order that turns 1 into 1.0
+        cli._integers_first(parser)
+        count = parser.parse_args([f"--count={text}"]).count
+        assert count == value
+        assert type(count) is type(value)
+
     def test_what_is_printed_can_be_used(self, call: Call, tmp_path: Path) -> None:
         config = printed(call, "--config", "experiment/quickstart", "--model.ppo.lr=0.25")
         (tmp_path / "printed.yaml").write_text(yaml.safe_dump(config))

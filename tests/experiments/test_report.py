@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
+from hyperrl.envs import landmarks
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.report import fill, lines_of_runs, write_report
 from hyperrl.experiments.comparison.runs import Run, make_series, write_runs
+from hyperrl.experiments.comparison.sources import find_runs
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,6 +35,20 @@ def test_document_is_what_the_data_say(tmp_path: Path) -> None:
         height, width = imread(picture).shape[:2]
         assert (height, width) == imread(committed).shape[:2]
         assert picture.stat().st_size > 30_000
+
+
+RESULTS = sorted(path for path in (ROOT / "results").glob("*.csv") if path.read_text().startswith("run,kind,"))
+
+
+@pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.stem)
+def test_runs_name_a_commit_and_none_beats_who_knows_the_task(path: Path) -> None:
+    """An excess over the best possible return would be an error of accounting (spec/results.md section 5.5)."""
+    for run in find_runs([str(path)]):
+        assert run.tags["git_commit"], run.id
+        best = landmarks(run.env).get("task_known")
+        mean, error = run.last("test/return"), run.last("test/return_sem")
+        if best is not None and mean is not None and error is not None:
+            assert mean <= best + 3 * error, run.id
 
 
 class TestFill:
@@ -76,6 +92,10 @@ class TestLines:
             ["`m`", "2.0 of 4.0", "20", "1.00", ""],
             ["`n`", "7.0 of 7.0", "10", "", "hm"],
         ]
+
+    def test_seeds_of_a_model_stand_together(self) -> None:
+        runs = [Run(str(i), {"model": name[0], "seed": name[1:]}) for i, name in enumerate(["n10", "m2", "n9", "m1"])]
+        assert lines_of_runs(runs, ["{label}{seed}"]) == [["n9"], ["n10"], ["m1"], ["m2"]]
 
     def test_frames_until_a_level_is_reached(self) -> None:
         cells = lines_of_runs(self.RUNS, ["{reached/4/val/return}", "{reached/6.5/val/return}", "{reached/1/test/x:,}"])

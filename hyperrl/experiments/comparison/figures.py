@@ -156,7 +156,7 @@ def draw_landmarks(axes: Axes, landmarks: Mapping[str, float], side: Literal["le
     low, high = axes.get_ylim()
     groups: list[list[float]] = []
     for value in players:
-        if groups and value - groups[-1][-1] < _TEXT_HEIGHT * (high - low):
+        if groups and value - groups[-1][0] < _TEXT_HEIGHT * (high - low):
             groups[-1].append(value)
         else:
             groups.append([value])

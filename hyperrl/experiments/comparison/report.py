@@ -161,7 +161,7 @@ def _table(root: Path, name: str, entry: Any) -> str:
 
 
 def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[str]]:
-    """One line per run.
+    """One line per run, the seeds of a model beside each other.
 
     Args:
         runs: the runs.
@@ -173,6 +173,7 @@ def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[st
     Raises:
         ConfigError: a name is unknown to all runs.
     """
+    runs = _seeds_together(runs)
     names = [name for text in templates for _, name, _, _ in string.Formatter().parse(text) if name is not None]
     fields = [_fields(run) for run in runs]
     known = set().union(*fields)
@@ -184,6 +185,12 @@ def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[st
             if level is not None and metric in run.metrics:
                 of |= _reached(run.metrics[metric], level, name)
     return [[_cell(template, of) for template in templates] for of in fields]
+
+
+def _seeds_together(runs: Sequence[Run]) -> list[Run]:
+    """Runs sorted by seed within each model of an environment; these in the order in which they first come."""
+    groups = list(dict.fromkeys((run.env, run.label) for run in runs))
+    return sorted(runs, key=lambda run: (groups.index((run.env, run.label)), len(run.seed), run.seed))
 
 
 def _fields(run: Run) -> dict[str, Any]:

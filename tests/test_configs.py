@@ -158,6 +158,7 @@ EXPERIMENTS = {
     "experiment/gridnavi_fast": ("gridnavi", "rnn_hn", 24),
     # Like the papers' experiments with this model, it has full transitions and wide latents.
     "experiment/t_ln_p1_fast": ("t_ln_p1", "splagger", None),
+    "experiment/mc_ls_fast": ("mc_ls", "splagger", None),
 }
 # All that the networks of fast presets do not have of their models.
 SIZES = {

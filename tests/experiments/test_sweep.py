@@ -140,6 +140,7 @@ def resolver() -> Resolver:
 SHIPPED = {
     "main_results": 60, "init_main_result": 150, "all_envs": 430, "analysis": 60, "quickstart": 6,
     "gridnavi_models": 30, "gridnavi_initialisations": 15, "t_maze_memories": 15, "t_maze_lengths": 24,
+    "planning_memories": 2,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from hyperrl.errors import ConfigError
 from hyperrl.experiments.comparison.command import compare
 from hyperrl.experiments.comparison.comparison import Comparison, Settings
-from hyperrl.experiments.comparison.figures import COLOURS, draw_landmarks, looks, sideways
+from hyperrl.experiments.comparison.figures import COLOURS, caption, draw_landmarks, looks, sideways
 from hyperrl.experiments.comparison.runs import Run, make_series, read_runs, write_runs
 from hyperrl.experiments.comparison.tables import ALL, cells, make_rows, markdown
 
@@ -268,6 +268,15 @@ class TestCommand:
         assert float(values["landmark", "bayes_optimal", ""]) == 37.2143
         assert float(values["landmark", "clever player", ""]) == 25.5
         assert float(values["adaptation", "other", "4"]) == pytest.approx(11 / 4)
+
+    @pytest.mark.parametrize(
+        ("seeds", "percent", "is_range"), [(2, 95, 1), (3, 95, 1), (4, 95, 0), (2, 68, 1), (3, 68, 0)]
+    )
+    def test_an_interval_of_few_runs_is_said_to_be_their_range(self, seeds: int, percent: float, is_range: int) -> None:
+        comparison = compared([a_run("m", seed, [seed, seed]) for seed in range(seeds)], level=percent)
+        row = next(row for row in make_rows([comparison]) if row.quantity == "best")
+        assert ("their range for n up to" in caption(comparison)) == bool(is_range)
+        assert ((row.mean.low, row.mean.high) == (0, seeds - 1)) == bool(is_range)
 
     @pytest.mark.parametrize("returns", [(2, 15.46, 15.86, 16), (-4.7, 16, 37.2, 44.3), (1, 1, 1), (0, 1)])
     def test_names_of_landmarks_do_not_overlap(self, returns: tuple[float, ...]) -> None:

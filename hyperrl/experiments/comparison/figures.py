@@ -85,7 +85,7 @@ def draw_comparison(
         panels[1].update_datalim([(1, 0)])  # small differences shall look small
         panels[1].autoscale_view()
         panels[1].set_xticks(range(1, max(len(curve.x) for curve in adapting.values()) + 1))
-    _finish(figure, panels, _caption(comparison), path)
+    _finish(figure, panels, caption(comparison), path)
     rows = [*_rows_of("learning", comparison, curves), *_rows_of("adaptation", comparison, adapting)]
     rows += [("landmark", name, "", "", repr(value), "", "") for name, value in landmarks.items()]
     write_numbers(path.with_suffix(".csv"), rows)
@@ -111,12 +111,16 @@ def _adaptation_title(comparison: Comparison) -> str:
     return "adaptation (test)" if comparison.adapts_in == "test" else "adaptation at the best validation"
 
 
-def _caption(comparison: Comparison) -> str:
+def caption(comparison: Comparison) -> str:
     """What the lines and bands mean."""
     settings, counts = comparison.settings, {len(choice.runs) for choice in comparison.choices}
     parts = []
     if max(counts) > 1:
         parts.append(f"line: mean over n runs; band: {settings.percent:g} % bootstrap interval of it")
+        # How likely a sample of the lowest run alone is; where that is more than the tail, it is the interval's end.
+        ranges = [n for n in counts if n > 1 and n**-n >= 0.5 - settings.percent / 200]
+        if ranges:
+            parts[-1] += f", which is their range for n up to {max(ranges)}"
     if 1 in counts and not settings.paper:
         parts.append("one run: band of one standard error over its tasks")
     if settings.smoothing:
@@ -156,7 +160,7 @@ def draw_landmarks(axes: Axes, landmarks: Mapping[str, float], side: Literal["le
     low, high = axes.get_ylim()
     groups: list[list[float]] = []
     for value in players:
-        if groups and value - groups[-1][0] < _TEXT_HEIGHT * (high - low):
+        if groups and value - groups[-1][-1] < _TEXT_HEIGHT * (high - low):
             groups[-1].append(value)
         else:
             groups.append([value])

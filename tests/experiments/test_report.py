@@ -93,9 +93,13 @@ class TestLines:
             ["`n`", "7.0 of 7.0", "10", "", "hm"],
         ]
 
-    def test_seeds_of_a_model_stand_together(self) -> None:
-        runs = [Run(str(i), {"model": name[0], "seed": name[1:]}) for i, name in enumerate(["n10", "m2", "n9", "m1"])]
+    def test_seeds_of_a_setting_stand_together(self) -> None:
+        names = ["n10", "m2", "n9", "m1"]
+        runs = [Run(name, {"model": name[0], "seed": name[1:]}, {"data.env_options.x": "7"}) for name in names]
         assert lines_of_runs(runs, ["{label}{seed}"]) == [["n9"], ["n10"], ["m1"], ["m2"]]
+        assert lines_of_runs(runs[:1], ["{data.env_options.x}"]) == [["7"]]
+        other = Run("n8", {"model": "n", "seed": "8", "group": "other learning rate"})
+        assert lines_of_runs([*runs, other], ["{seed}"]) == [["9"], ["10"], ["1"], ["2"], ["8"]]
 
     def test_frames_until_a_level_is_reached(self) -> None:
         cells = lines_of_runs(self.RUNS, ["{reached/4/val/return}", "{reached/6.5/val/return}", "{reached/1/test/x:,}"])

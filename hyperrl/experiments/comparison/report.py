@@ -161,14 +161,14 @@ def _table(root: Path, name: str, entry: Any) -> str:
 
 
 def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[str]]:
-    """One line per run, the seeds of a model beside each other.
+    """One line per run, the seeds of a setting beside each other.
 
     Args:
         runs: the runs.
-        templates: what stands in each column, such as `{label}` or `{test/return:.2f}`; names are those of tags and
-            metrics (the newest value), `best/METRIC` (the highest one), `reached/LEVEL/METRIC` (the frames at which it
-            was first that high), `label`, and `frames` (at the last validation). Where a run lacks one of them, the
-            cell is empty.
+        templates: what stands in each column, such as `{label}` or `{test/return:.2f}`; names are those of settings,
+            tags and metrics (the newest value), `best/METRIC` (the highest one), `reached/LEVEL/METRIC` (the frames at
+            which it was first that high), `label`, and `frames` (at the last validation). Where a run lacks one of
+            them, the cell is empty.
 
     Raises:
         ConfigError: a name is unknown to all runs.
@@ -188,13 +188,15 @@ def lines_of_runs(runs: Sequence[Run], templates: Sequence[str]) -> list[list[st
 
 
 def _seeds_together(runs: Sequence[Run]) -> list[Run]:
-    """Runs sorted by seed within each model of an environment; these in the order in which they first come."""
-    groups = list(dict.fromkeys((run.env, run.label) for run in runs))
-    return sorted(runs, key=lambda run: (groups.index((run.env, run.label)), len(run.seed), run.seed))
+    """Runs sorted by seed within each group of runs that differ in nothing else; groups in the order of their first."""
+    names = [(run.env, run.label, run.tags.get("group")) for run in runs]
+    places = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    order = sorted(range(len(runs)), key=lambda i: (places[names[i]], len(runs[i].seed), runs[i].seed))
+    return [runs[index] for index in order]
 
 
 def _fields(run: Run) -> dict[str, Any]:
-    fields: dict[str, Any] = {**run.tags, "label": run.label}
+    fields: dict[str, Any] = {**run.config, **run.tags, "label": run.label}
     for name, series in run.metrics.items():
         fields |= {name: float(series.values[-1]), f"best/{name}": float(series.values.max())}
     if "val/return" in run.metrics:

@@ -48,7 +48,7 @@ def test_runs_name_a_commit_and_none_beats_who_knows_the_task(path: Path) -> Non
         best = landmarks(run.env).get("task_known")
         mean, error = run.last("test/return"), run.last("test/return_sem")
         if best is not None and mean is not None and error is not None:
-            assert mean <= best + 3 * error, run.id
+            assert mean <= best + 3 * error + 1e-4, run.id  # returns are sums in fp32
 
 
 class TestFill:
